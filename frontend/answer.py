@@ -1,0 +1,94 @@
+"""One answer under way, read by a thread of its own.
+
+A click on any widget reruns the page and would kill a stream that lives in it. Here the page only looks: it may come
+and go, and the text goes on growing. When nobody looks for a while, because the tab was closed, the answer is stopped,
+so that it frees its place on the server.
+"""
+
+import time
+from collections.abc import Sequence
+from enum import Enum
+from threading import Event, Thread
+
+from backend import Backend, Stream
+from parley.client import Reply
+from parley.contract.chat import Message
+from parley.contract.errors import ErrorCode, ParleyError
+
+ABANDONED_AFTER = 150.0
+"""Seconds without a look; browsers let a hidden tab look once a minute only."""
+
+
+class Outcome(Enum):
+    """Where an answer stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Answer:
+    """Begins at once to read the answer to a conversation."""
+
+    def __init__(self, backend: Backend, messages: Sequence[Message]) -> None:
+        self.started = time.monotonic()
+        self.reply: Reply | None = None
+        self._failure: ParleyError | None = None
+        self._pieces: list[str] = []
+        self._stream: Stream | None = None
+        self._stopped = Event()
+        self._ended = Event()
+        self._looked_at = self.started
+        Thread(target=self._read, args=(backend, list(messages)), daemon=True).start()
+
+    @property
+    def text(self) -> str:
+        """What has come so far, exactly as it came."""
+        return "".join(self._pieces)
+
+    @property
+    def failure(self) -> ParleyError | None:
+        """Why it failed; None unless the outcome is FAILED."""
+        if self.outcome is not Outcome.FAILED:
+            return None
+        return self._failure or ParleyError(ErrorCode.INTERNAL_ERROR, "The page itself failed; its log says why.")
+
+    @property
+    def outcome(self) -> Outcome:
+        """Derived from what happened first; final once it is not RUNNING."""
+        if self.reply is not None:
+            return Outcome.COMPLETE
+        if self._stopped.is_set():
+            return Outcome.STOPPED
+        return Outcome.FAILED if self._ended.is_set() else Outcome.RUNNING
+
+    def look(self) -> Outcome:
+        """The outcome, for a page that is being watched."""
+        self._looked_at = time.monotonic()
+        return self.outcome
+
+    def stop(self) -> None:
+        """Ends the answer with the text that has come; does nothing to one that has ended."""
+        if self.outcome is Outcome.RUNNING:
+            self._stopped.set()
+            if self._stream is not None:
+                self._stream.close()
+
+    def _read(self, backend: Backend, messages: Sequence[Message]) -> None:
+        try:
+            with backend.stream(messages) as self._stream:
+                for piece in self._stream:
+                    if self._stopped.is_set() or self._abandoned():
+                        return
+                    self._pieces.append(piece)
+                self.reply = None if self._stopped.is_set() else self._stream.reply
+        except ParleyError as error:
+            self._failure = error
+        finally:
+            self._ended.set()
+
+    def _abandoned(self) -> bool:
+        if time.monotonic() - self._looked_at > ABANDONED_AFTER:
+            self._stopped.set()
+        return self._stopped.is_set()

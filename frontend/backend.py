@@ -1,0 +1,35 @@
+"""What the page needs of whatever answers: the service's client, or an engine in this process."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from parley.client import Reply, ServiceHealth
+from parley.contract.chat import Message
+
+
+class Stream(Protocol):
+    """One answer under way; `parley.client.ReplyStream` is one."""
+
+    def __enter__(self) -> "Stream": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text; raises `ParleyError` unless it ends with the whole answer."""
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer, after the iteration."""
+
+    def close(self) -> None:
+        """Stops the answer; any thread may call it."""
+
+
+class Backend(Protocol):
+    """Whatever answers; `parley.client.Client` is one. Every method may raise `ParleyError`."""
+
+    def stream(self, messages: Sequence[Message]) -> Stream: ...
+
+    def models(self) -> list[str]: ...
+
+    def health(self) -> ServiceHealth: ...

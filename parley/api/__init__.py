@@ -1,0 +1,1 @@
+"""The HTTP side: admission, validation, routes, SSE framing, errors."""

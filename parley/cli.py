@@ -1,0 +1,145 @@
+"""`parley`: chat in a terminal, ask once, look at a service's state. Needs neither torch nor the service's packages."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from parley.client import Client
+from parley.contract.chat import Message
+from parley.contract.errors import ParleyError
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+
+FAILED = 1
+INTERRUPTED = 130
+"""What shells expect of a program that Ctrl-C ended."""
+
+_SHOWN_CONTROLS = {ord("\n"), ord("\t")}
+_HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in _SHOWN_CONTROLS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 for success, 1 with a line on stderr for a failure."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        client = Client(chosen.url, chosen.api_key)
+    except ValueError as error:
+        parser.error(str(error))
+    with client:
+        return _run(chosen, client)
+
+
+def _run(chosen: argparse.Namespace, client: Client) -> int:
+    try:
+        status: int = chosen.run(chosen, client)
+        return status
+    except ParleyError as error:
+        return _fail(error.message)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="parley", description="Talk to a Parley service.")
+    parser.add_argument(
+        "--url", default=os.environ.get("PARLEY_URL", DEFAULT_URL), help="default: PARLEY_URL or %(default)s"
+    )
+    parser.add_argument("--api-key", default=os.environ.get("PARLEY_API_KEY"), help="default: PARLEY_API_KEY")
+    commands = parser.add_subparsers(required=True, metavar="chat | ask | health")
+    chat = commands.add_parser("chat", help="chat in the terminal")
+    chat.set_defaults(run=lambda _, client: Terminal(client).run())
+    ask = commands.add_parser("ask", help="print one answer")
+    ask.add_argument("question", nargs="?", default="-", help="read from stdin when missing or -")
+    ask.set_defaults(run=_ask)
+    health = commands.add_parser("health", help="say whether the service is ready; exit status 1 when it is not")
+    health.set_defaults(run=_health)
+    return parser
+
+
+def _ask(chosen: argparse.Namespace, client: Client) -> int:
+    question = sys.stdin.read().strip() if chosen.question == "-" else chosen.question
+    if not question:
+        return _fail("there is no question: give it as an argument or on stdin")
+    with client.stream([Message("user", question)]) as stream:
+        for piece in stream:
+            _show(piece)
+    _show("\n")
+    return 0
+
+
+def _health(_: argparse.Namespace, client: Client) -> int:
+    health = client.health()
+    if not health.ready:
+        return _fail(" ".join(filter(None, (f"{client.base_url} is {health.state}.", health.detail))))
+    print(f"{client.base_url} is ready and serves {', '.join(client.models())}")
+    return 0
+
+
+class Terminal:
+    """A chat in the terminal. Ctrl-C stops the answer, Ctrl-D leaves, /clear starts anew."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._messages: list[Message] = []
+
+    def run(self) -> int:
+        """Reads and answers until the input ends."""
+        print("Ctrl-C stops an answer, /clear starts a new conversation, Ctrl-D leaves.")
+        while (line := _read_line()) is not None:
+            if line == "/clear":
+                self._messages.clear()
+            elif line:
+                self._answer(line)
+        print()
+        return 0
+
+    def _answer(self, question: str) -> None:
+        """Streams one answer; what came of it stays in the conversation, a question without any answer does not."""
+        self._messages.append(Message("user", question))
+        text: list[str] = []
+        try:
+            with self._client.stream(self._messages) as stream:
+                for piece in stream:
+                    text.append(piece)
+                    _show(piece)
+            print()
+        except KeyboardInterrupt:
+            print(" (stopped)")
+        except ParleyError as error:
+            print()
+            _fail(error.message)
+        if text:
+            self._messages.append(Message("assistant", "".join(text)))
+        else:
+            self._messages.pop()
+
+
+def _read_line() -> str | None:
+    """One line of input; empty after Ctrl-C, None after Ctrl-D."""
+    try:
+        return input("> ").strip()
+    except KeyboardInterrupt:
+        print()
+        return ""
+    except EOFError:
+        return None
+
+
+def _show(text: str) -> None:
+    """Prints text of the model at once; a terminal does not get control characters, which could command it."""
+    sys.stdout.write(text.translate(_HIDDEN) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _fail(message: str) -> int:
+    print(f"parley: {' '.join(message.split())}", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

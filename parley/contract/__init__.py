@@ -1,0 +1,1 @@
+"""The API contract: what goes over HTTP, in pydantic and nothing else."""

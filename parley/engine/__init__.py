@@ -1,0 +1,1 @@
+"""Engines: from token ids to a stream of events."""

@@ -1,0 +1,94 @@
+"""Engine: all that the API knows of a model. `generate` streams events; the last one is always terminal."""
+
+from collections.abc import AsyncGenerator
+from enum import StrEnum
+from typing import Protocol
+
+from msgspec import Struct
+
+from parley.contract.errors import ErrorCode
+from parley.engine.runner import FinishReason, ModelInfo, Sampling
+
+
+class Delta(Struct, frozen=True, array_like=True, tag=0):
+    """Some more of the answer. `text` may be empty while a character or a stop string is incomplete."""
+
+    id: int
+    text: str
+    tokens: int
+    """How many tokens this step added."""
+
+
+class Finish(Struct, frozen=True, array_like=True, tag=1):
+    """The answer is complete. Terminal. `text` is its last piece."""
+
+    id: int
+    text: str
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Failure(Struct, frozen=True, array_like=True, tag=2):
+    """The answer failed. Terminal. `message` holds no user text."""
+
+    id: int
+    code: ErrorCode
+    message: str
+
+
+Event = Delta | Finish | Failure
+
+
+class State(StrEnum):
+    """The life of an engine, as `/readyz` tells it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Health(Struct, frozen=True):
+    """How the engine is, now."""
+
+    state: State
+    detail: str
+    """One sentence: why it is not ready, or what serves."""
+    running: int
+    """Answers under way."""
+    restarts: int
+
+
+class Engine(Protocol):
+    """A source of answers."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What serves; None until it has loaded."""
+
+    async def start(self) -> None:
+        """Begins loading; returns before the model is ready."""
+
+    async def settled(self) -> Health:
+        """Waits until the first loading has ended, well or not."""
+
+    def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Event, None]:
+        """Streams one answer.
+
+        Args:
+            prompt: token ids, from `parley.prompt`.
+            sampling: how to choose tokens.
+
+        Yields `Delta`s, then one `Finish` or `Failure`. Closing the generator early cancels the job.
+
+        Raises:
+            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready.
+        """
+
+    async def drain(self, grace: float) -> int:
+        """Takes nothing new, waits up to `grace` seconds, then stops; returns how many answers were cut."""
+
+    def health(self) -> Health: ...

@@ -1,0 +1,92 @@
+"""Which runner loads which model: chosen in the worker, carried out in the engine process."""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from parley.engine.model import ModelError, ModelFolder
+from parley.engine.runner import Placement, Runner
+
+LIBRARIES = {"openvino": "openvino_genai", "transformers": "torch", "seq2seq": "torch", "echo": "msgspec"}
+"""The package that each engine needs."""
+
+EXTRAS = {"openvino": "openvino", "transformers": "torch", "seq2seq": "torch"}
+"""The extra of this project that installs it."""
+
+
+class Launch(Struct, frozen=True):
+    """Everything that the engine process is told at its start."""
+
+    engine: str
+    reason: str
+    name: str
+    folder: Path | None
+    """The model's folder; None for an engine without a model."""
+    placement: Placement
+
+
+class Choice(Struct, frozen=True):
+    """An engine and why it was chosen, in one sentence."""
+
+    engine: str
+    reason: str
+
+
+def has_export(folder: Path) -> bool:
+    """Whether a model folder has an OpenVINO export beside its weights."""
+    return (folder / "openvino" / "openvino_model.xml").is_file()
+
+
+def has_library(engine: str) -> bool:
+    """Whether the package that an engine needs is installed."""
+    return importlib.util.find_spec(LIBRARIES[engine]) is not None
+
+
+def choose(asked: str, folder: ModelFolder, device: str | None, installed: Callable[[str], bool] = has_library) -> Choice:
+    """The engine for a model.
+
+    Raises:
+        ModelError: when the engine that was asked for does not fit the model, or its library is not installed.
+    """
+    choice = _automatic(folder, device, installed) if asked == "auto" else Choice(asked, "set by PARLEY_ENGINE")
+    if choice.engine in ("openvino", "transformers") and folder.encoder_decoder:
+        raise ModelError(f"{folder.name} is an encoder-decoder model: the engine for it is seq2seq, not {choice.engine}")
+    if choice.engine == "seq2seq" and not folder.encoder_decoder:
+        raise ModelError(f"{folder.name} is a decoder-only model: the engines for it are openvino and transformers")
+    if not installed(choice.engine):
+        raise ModelError(
+            f"the {choice.engine} engine needs {LIBRARIES[choice.engine]}, which is not installed: "
+            f"pip install 'parley[{EXTRAS[choice.engine]}]'"
+        )
+    return choice
+
+
+def _automatic(folder: ModelFolder, device: str | None, installed: Callable[[str], bool]) -> Choice:
+    if folder.encoder_decoder:
+        return Choice("seq2seq", "an encoder-decoder model")
+    if not has_export(folder.path):
+        return Choice("transformers", "a decoder-only model without an OpenVINO export")
+    if device not in (None, "cpu"):
+        return Choice("transformers", f"OpenVINO serves on the CPU, and the device asked for is {device}")
+    if not installed("openvino"):
+        return Choice("transformers", "openvino-genai is not installed")
+    return Choice("openvino", "a decoder-only model with an OpenVINO export, on a CPU")
+
+
+def load_runner(launch: Launch) -> Runner:
+    """Loads the model; in the engine process only."""
+    module = importlib.import_module(f"parley.engine.runners.{launch.engine}")
+    runner: Runner = module.load(_folder(launch), launch.placement, launch.reason)
+    return runner
+
+
+def _folder(launch: Launch) -> ModelFolder | None:
+    """The folder as the worker resolved it; it was inspected there."""
+    if launch.folder is None:
+        return None
+    config = json.loads((launch.folder / "config.json").read_text("utf-8"))
+    return ModelFolder(launch.folder, launch.name, config)

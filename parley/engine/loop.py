@@ -1,0 +1,152 @@
+"""The engine process: a loop around `runner.step()`.
+
+Started by `EngineProcess` with one end of a socket pair. It ends when that socket does, so it never outlives the worker,
+and it ignores the signals that a terminal or a supervisor sends to the whole group: the worker decides when to stop.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+import msgspec
+
+from parley.engine.answer import Answer
+from parley.engine.engine import Delta, Event, Failure
+from parley.engine.launch import Launch, load_runner
+from parley.engine.model import ModelError
+from parley.engine.runner import Runner
+from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
+
+BEAT_SECONDS = 0.5
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Link:
+    """The process's end of the socket: commands come in on a thread, reports go out whole from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, report: Report) -> None:
+        """Sends one report; a worker that is gone ends the process."""
+        with self._sending:
+            try:
+                self._sock.sendall(frame(report))
+            except OSError:
+                os._exit(0)
+
+    def commands(self, wait: bool) -> list[Command]:
+        """All commands that have arrived; waits for the first one if asked to."""
+        taken = [self._inbox.get()] if wait else []
+        while not self._inbox.empty():
+            taken.append(self._inbox.get())
+        return taken
+
+    def _read(self) -> None:
+        frames: Frames[Command] = Frames(Command)
+        while data := self._sock.recv(65536):
+            for command in frames.feed(data):
+                self._inbox.put(command)
+        os._exit(0)
+
+
+class Loop:
+    """Adds, cancels, steps, reports; the only thread that touches the runner."""
+
+    def __init__(self, runner: Runner, link: Link) -> None:
+        self._runner = runner
+        self._link = link
+        self._answers: dict[int, Answer] = {}
+        self.steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is under way."""
+        return bool(self._answers)
+
+    def run(self) -> None:
+        """Runs until the process ends."""
+        while True:
+            for command in self._link.commands(wait=not self.busy):
+                self._apply(command)
+            events = self._step()
+            if events:
+                self._link.send(Events(events))
+
+    def _apply(self, command: Command) -> None:
+        if isinstance(command, Add):
+            self._answers[command.job.id] = Answer(command.job, self._runner.detokenizer())
+            self._runner.add(command.job)
+        elif self._answers.pop(command.id, None):
+            self._runner.cancel(command.id)
+
+    def _step(self) -> list[Event]:
+        events: list[Event] = []
+        for step in self._runner.step():
+            answer = self._answers.get(step.id)
+            if answer is None:
+                continue
+            event = answer.advance(step)
+            if not isinstance(event, Delta):
+                del self._answers[step.id]
+                if step.finish is None and step.error is None:
+                    self._runner.cancel(step.id)
+            if isinstance(event, Failure):
+                print(f"parley engine: request {step.id} failed: {event.message}", file=sys.stderr, flush=True)
+            events.append(event)
+        self.steps += 1
+        return events
+
+
+def _die_with_parent() -> None:
+    """Asks Linux for SIGKILL when the worker dies: it works on a process that is stopped, too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _beat(link: Link, loop: Loop) -> None:
+    while True:
+        link.send(Beat(loop.steps, loop.busy))
+        threading.Event().wait(BEAT_SECONDS)
+
+
+def _load(link: Link, launch: Launch) -> Runner:
+    try:
+        return load_runner(launch)
+    except ModelError as error:
+        link.send(LoadFailed(str(error)))
+    except Exception as error:  # the boundary to foreign libraries, whose load errors have no common class
+        traceback.print_exc()
+        link.send(LoadFailed(f"{launch.name} could not be loaded: {type(error).__name__}: {_one_line(error)}"))
+    raise SystemExit(1)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]
+
+
+def main() -> None:
+    """Runs the engine process: `python -m parley.engine.loop FD LAUNCH_JSON`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_parent()
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    launch = msgspec.json.decode(sys.argv[2], type=Launch)
+    runner = _load(link, launch)
+    loop = Loop(runner, link)
+    link.send(Ready(runner.info))
+    threading.Thread(target=_beat, args=(link, loop), daemon=True).start()
+    loop.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""EngineProcess: a runner in a child process, supervised.
+
+Rules that always hold:
+1. Every stream that `generate` opened ends in a terminal event, whatever happens to the process.
+2. At most one engine process exists; a new one is started only after the old one is gone.
+3. A process that stops beating, or whose step does not end, is killed; what dies is started again after a pause that
+   doubles with each failure in a row. A model that cannot be loaded is not tried again.
+"""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.engine.engine import Delta, Event, Failure, Health, State
+from parley.engine.launch import Launch
+from parley.engine.runner import Job, ModelInfo, Sampling
+from parley.engine.stream import Stream
+from parley.engine.watch import Limits, Watch
+from parley.engine.wire import Add, Beat, Cancel, Command, Events, Frames, LoadFailed, Ready, Report, frame
+
+LOOK_SECONDS = 0.5
+NUDGE_LOOKS = 20
+"""Every ten seconds each stream gets a `Delta` without tokens, so that its reader can show that it lives."""
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 15.0
+DIED = "The engine process ended while it made this answer; it is being started again. Please retry."
+
+
+class EngineProcess:
+    """An `Engine` whose runner lives in a process of its own.
+
+    Args:
+        launch: which runner and model to load.
+        limits: how long loading, silence and a step may take, in seconds.
+    """
+
+    def __init__(self, launch: Launch, limits: Limits) -> None:
+        self._launch = launch
+        self._limits = limits
+        self._state = State.LOADING
+        self._detail = f"{launch.name} is being loaded"
+        self._streams: dict[int, Stream] = {}
+        self._ids = 0
+        self._restarts = 0
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self.info: ModelInfo | None = None
+
+    async def start(self) -> None:
+        """Begins loading; returns before the model is ready."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def settled(self) -> Health:
+        """Waits until the first loading has ended, well or not."""
+        await self._settled.wait()
+        return self.health()
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Event, None]:
+        """Streams one answer; see `Engine.generate`."""
+        stream = self._open(prompt, sampling)
+        try:
+            while True:
+                event = await stream.next()
+                yield event
+                if not isinstance(event, Delta):
+                    return
+        finally:
+            self._close(stream)
+
+    def health(self) -> Health:
+        """How the engine is, now."""
+        return Health(self._state, self._detail, len(self._streams), self._restarts)
+
+    async def drain(self, grace: float) -> int:
+        """Takes nothing new, lets running answers finish for `grace` seconds, then stops the process."""
+        if self._state is not State.FAILED:
+            self._enter(State.DRAINING, "the service is stopping")
+        deadline = time.monotonic() + grace
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        cut = len(self._streams)
+        if self._supervisor:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        return cut
+
+    def _enter(self, state: State, detail: str) -> None:
+        self._state, self._detail = state, detail
+        if state in (State.READY, State.FAILED):
+            self._settled.set()
+
+    def _open(self, prompt: list[int], sampling: Sampling) -> Stream:
+        if self._state is not State.READY or self._writer is None:
+            code = ErrorCode.DRAINING if self._state is State.DRAINING else ErrorCode.ENGINE_UNAVAILABLE
+            raise ParleyError(code, f"Not ready: {self._detail}.", retry_after=1.0)
+        self._ids += 1
+        stream = self._streams[self._ids] = Stream(self._ids)
+        self._send(Add(Job(stream.id, prompt, sampling)))
+        return stream
+
+    def _close(self, stream: Stream) -> None:
+        if self._streams.pop(stream.id, None) and not stream.ended:
+            self._send(Cancel(stream.id))
+
+    def _send(self, command: Command) -> None:
+        if self._writer is not None:
+            self._writer.write(frame(command))
+
+    async def _supervise(self) -> None:
+        """Runs one process after the other until a model cannot be loaded or the engine is drained."""
+        pause = FIRST_PAUSE
+        while self._state is not State.FAILED:
+            began = time.monotonic()
+            await self._run_once()
+            if self._state in (State.FAILED, State.DRAINING):
+                return
+            pause = FIRST_PAUSE if time.monotonic() - began > 4 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
+            self._restarts += 1
+            self._enter(State.RESTARTING, "the engine process ended and is being started again")
+            print(f"parley: the engine process ended; starting it again in {pause:.2g} s", file=sys.stderr, flush=True)
+            await asyncio.sleep(pause)
+
+    async def _run_once(self) -> None:
+        """Starts a process and follows it to its end, which fails every open stream."""
+        ours, theirs = socket.socketpair()
+        self._process = self._spawn(theirs)
+        theirs.close()
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        watch = Watch(self._limits, time.monotonic())
+        watcher = asyncio.create_task(self._kill_when_hung(watch, self._process))
+        try:
+            await self._follow(reader, watch)
+        finally:
+            watcher.cancel()
+            self._writer.close()
+            self._writer = None
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+            self._fail_open_streams()
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        arguments = [str(theirs.fileno()), msgspec.json.encode(self._launch).decode()]
+        return subprocess.Popen([sys.executable, "-m", "parley.engine.loop", *arguments], pass_fds=[theirs.fileno()])
+
+    async def _follow(self, reader: asyncio.StreamReader, watch: Watch) -> None:
+        frames: Frames[Report] = Frames(Report)
+        with contextlib.suppress(ConnectionResetError):
+            while data := await reader.read(1 << 18):
+                for report in frames.feed(data):
+                    self._receive(report, watch)
+
+    def _receive(self, report: Report, watch: Watch) -> None:
+        if isinstance(report, Events):
+            for event in report.events:
+                if stream := self._streams.get(event.id):
+                    stream.push(event)
+        elif isinstance(report, Beat):
+            watch.beat(report.steps, report.busy, time.monotonic())
+        elif isinstance(report, Ready):
+            watch.loaded(time.monotonic())
+            self.info = report.info
+            if self._state is not State.DRAINING:
+                self._enter(State.READY, f"{self._launch.name} on {report.info.engine}")
+        elif isinstance(report, LoadFailed):
+            self._enter(State.FAILED, report.message)
+
+    async def _kill_when_hung(self, watch: Watch, process: subprocess.Popen[bytes]) -> None:
+        looks = 0
+        while not (fault := watch.fault(time.monotonic())):
+            await asyncio.sleep(LOOK_SECONDS)
+            looks += 1
+            if looks % NUDGE_LOOKS == 0:
+                for stream in self._streams.values():
+                    stream.nudge()
+        await asyncio.sleep(LOOK_SECONDS)  # beats that arrived while this process itself was held up are read first
+        if not watch.fault(time.monotonic()):
+            return await self._kill_when_hung(watch, process)
+        print(f"parley: the engine process is killed: {fault}", file=sys.stderr, flush=True)
+        if self._state is State.READY:
+            self._enter(State.RESTARTING, fault)
+        process.kill()
+
+    def _fail_open_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.push(Failure(stream.id, ErrorCode.ENGINE_UNAVAILABLE, DIED))

@@ -1,0 +1,113 @@
+"""What a model library implements: add, cancel, step.
+
+Rules that always hold:
+1. A job that was added ends exactly once: a `Step` with `finish` or `error` set, or a `cancel`.
+2. After that its id is free again and nothing of it is left in the batch or the cache.
+3. `step` advances every active job by at most a few tokens and returns; it never waits for new jobs.
+
+Everything here is synchronous and lives in the engine process, on one thread.
+"""
+
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length"]
+
+
+class Sampling(Struct, frozen=True, array_like=True):
+    """How to choose tokens. `None` means the model's own generation config."""
+
+    max_tokens: int | None = None
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    """The same seed, prompt and parameters give the same tokens, whatever else runs."""
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are not part of it; matched by the loop, not by the runner."""
+
+
+class Job(Struct, frozen=True, array_like=True):
+    """One answer to generate. `prompt` holds the token ids that the model reads (the encoder's, if it has one)."""
+
+    id: int
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Step(Struct, frozen=True):
+    """What one step did for one job: the tokens it added, and how it ended, if it did.
+
+    `tokens` never holds an end-of-sequence token. `error` is a sentence for the log, without user text; such a job
+    failed alone and is gone. `cached` is the number of prompt tokens whose work was reused, known once the job ends.
+    """
+
+    id: int
+    tokens: list[int] = []
+    finish: FinishReason | None = None
+    error: str | None = None
+    cached: int = 0
+
+
+class ModelInfo(Struct, frozen=True):
+    """What a loaded runner says of itself."""
+
+    engine: str
+    """The runner's name: openvino, transformers, seq2seq, echo."""
+    reason: str
+    """Why this engine was chosen."""
+    device: str
+    dtype: str
+    context_length: int
+    """Most tokens of prompt and answer together (of the prompt alone for an encoder-decoder)."""
+    parameters: list[str]
+    """Names of the sampling parameters that the runner honours, as fields of `Sampling`."""
+    streams: bool = True
+    """False where the answer comes in one piece (beam search)."""
+
+
+class Placement(Struct, frozen=True):
+    """Where and how a model is put on the machine. `None` lets the runner choose for the hardware."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps."""
+    dtype: str | None = None
+    """float32, bfloat16, float16, int8; a runner refuses what it cannot do."""
+    threads: int | None = None
+    max_batch: int = 32
+    """Most jobs decoded together; more wait in the runner."""
+
+
+class Runner(Protocol):
+    """A model that decodes many jobs together."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def add(self, job: Job) -> None:
+        """Takes a job into the batch, or into a queue of the runner's own."""
+
+    def cancel(self, job_id: int) -> None:
+        """Forgets a job at once; an id that has ended is ignored."""
+
+    def step(self) -> list[Step]:
+        """Decodes once for all active jobs; empty when there is none."""
+
+    def detokenizer(self) -> "Detokenizer":
+        """A fresh incremental detokenizer for one answer."""
+
+
+class Detokenizer(Protocol):
+    """Tokens to text for one answer; never emits half a character."""
+
+    def push(self, tokens: list[int]) -> str:
+        """Text that is final after these tokens; may be empty."""
+
+    def flush(self) -> str:
+        """What was held back, once the answer has ended."""

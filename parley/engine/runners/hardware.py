@@ -1,0 +1,54 @@
+"""Where torch puts a model on this machine, and how much memory its cache may take there."""
+
+import os
+
+import torch
+
+from parley.engine.model import ModelError
+from parley.engine.runner import Placement
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device(placement: Placement) -> torch.device:
+    """The device asked for, or the best one here.
+
+    Raises:
+        ModelError: when this machine has no such device.
+    """
+    if placement.device is None:
+        return torch.device(_best_device())
+    try:
+        wanted = torch.device(placement.device)
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {placement.device!r} is not on this machine; leave it unset, or use cpu") from error
+    return wanted
+
+
+def dtype(placement: Placement, where: torch.device) -> torch.dtype:
+    """The precision asked for, or the one that the device computes fast.
+
+    Raises:
+        ModelError: for a precision that torch cannot serve.
+    """
+    if placement.dtype is None:
+        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(where.type, torch.float32)
+    if placement.dtype not in _DTYPES:
+        raise ModelError(f"dtype {placement.dtype!r} is not served by torch here; use one of {', '.join(_DTYPES)}")
+    return _DTYPES[placement.dtype]
+
+
+def cache_bytes(where: torch.device) -> int:
+    """Memory that the key-value cache may take: most of what is free on a GPU, a share of what a computer has."""
+    if where.type == "cuda":
+        return int(torch.cuda.mem_get_info(where)[0] * 0.7)
+    if where.type == "mps":
+        return int(torch.mps.recommended_max_memory() * 0.3)
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.15)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,140 @@
+"""Chooses the next token of every answer in a batch, each by its own rules and its own random numbers.
+
+transformers' continuous batching applies temperature, top-k and top-p per request but draws all requests from one
+random stream, and knows no penalty. It does let logits processors see which request each row belongs to. `Sampler` is
+such a processor: it applies to each row what `model.generate` would apply, draws the token, and leaves that token as
+the row's maximum for the batch's own argmax to find.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
+
+from parley.engine.runner import Job, Sampling
+
+_GREEDY_BELOW = 1e-5
+"""Temperatures that would overflow the scores; their limit is greedy."""
+
+
+@dataclass
+class Answer:
+    """One answer under way."""
+
+    job: Job
+    limit: int
+    """Most tokens to generate, the context's room included."""
+    processors: LogitsProcessorList
+    rng: Random | None
+    """Where its random numbers come from; None is greedy."""
+    cached: int | None = None
+    """Prompt tokens found in the cache, known after its first step."""
+    error: str | None = None
+
+
+class OpenAIPenalty(LogitsProcessor):  # type: ignore[misc]  # transformers ships no types
+    """Frequency and presence penalty over the completion, by the formula in OpenAI's API reference.
+
+    `score[t] -= count[t] * frequency + (count[t] > 0) * presence`
+    """
+
+    def __init__(self, prompt_length: int, frequency: float, presence: float) -> None:
+        self._prompt_length = prompt_length
+        self._frequency = frequency
+        self._presence = presence
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`input_ids` is (1, length), `scores` (1, vocabulary)."""
+        counts = Counter(input_ids[0, self._prompt_length :].tolist())
+        penalties = [count * self._frequency + self._presence for count in counts.values()]
+        tokens = torch.tensor(list(counts), dtype=torch.long, device=scores.device)
+        return scores.index_add(1, tokens, -torch.tensor([penalties], device=scores.device, dtype=scores.dtype))
+
+
+def begin(job: Job, limit: int, model: PreTrainedModel, base: GenerationConfig) -> Answer:
+    """A new answer, with the processors that `model.generate` would use for it."""
+    config = _config(job.sampling, base)
+    config.max_length = len(job.prompt) + limit
+    model._prepare_special_tokens(config, True, device=model.device)
+    processors = model._get_logits_processor(config, input_ids_seq_length=len(job.prompt), device=model.device)
+    frequency, presence = job.sampling.frequency_penalty or 0.0, job.sampling.presence_penalty or 0.0
+    if frequency or presence:
+        processors.insert(0, OpenAIPenalty(len(job.prompt), frequency, presence))
+    return Answer(job, limit, processors, Random(job.sampling.seed) if config.do_sample else None)
+
+
+def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
+    config = copy.deepcopy(base)
+    if sampling.temperature is not None:
+        config.do_sample = sampling.temperature >= _GREEDY_BELOW
+        config.temperature = sampling.temperature if config.do_sample else None
+    for name in ("top_p", "top_k", "repetition_penalty"):
+        if (value := getattr(sampling, name)) is not None:
+            setattr(config, name, value)
+    return config
+
+
+class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # transformers ships no types
+    """The batch's only logits processor.
+
+    Args:
+        answers: every answer under way, by request id; shared with the runner, which adds and removes.
+    """
+
+    supported_kwargs: dict[str, type] = {}
+    ignored_kwargs: tuple[str, ...] = ()
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self._answers = answers
+        self._rows: list[tuple[Answer, Any]] = []
+
+    def fill_defaults(self, int32_tensor: Tensor) -> None:
+        """Nothing travels by tensor: the rows are remembered instead."""
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> Tensor:
+        """Remembers whose row is whose in the step that follows."""
+        self._rows = [(self._answers[request.state.request_id], request.state) for request in requests_with_new_token]
+        return torch.zeros(len(self._rows), dtype=torch.int32)
+
+    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
+        """`scores` is (rows, vocabulary), float32; rows after the remembered ones belong to nobody."""
+        for row, (answer, state) in enumerate(self._rows):
+            if answer.processors:
+                self._process(answer, state, scores[row : row + 1])
+        self._mark_broken(scores)
+        self._draw(scores)
+        return scores
+
+    def _process(self, answer: Answer, state: Any, row: Tensor) -> None:
+        ids = torch.tensor([state.initial_tokens + state.generated_tokens], device=row.device)
+        try:
+            row.copy_(answer.processors(ids, row))
+        except Exception as error:  # whatever a processor raises concerns this row alone, never the batch
+            answer.error = f"the sampling rules failed ({type(error).__name__})"
+
+    def _mark_broken(self, scores: Tensor) -> None:
+        """Fails the answers whose scores hold a NaN, an infinity, or no possible token."""
+        usable = scores.amax(dim=-1).isfinite().tolist()
+        for (answer, _), fine in zip(self._rows, usable, strict=False):
+            if not fine:
+                answer.error = answer.error or "the model's scores are not finite numbers"
+
+    def _draw(self, scores: Tensor) -> None:
+        """Draws by inverting the cumulative distribution: one random number a token, whatever the batch holds."""
+        drawn = [(row, a.rng.random()) for row, (a, _) in enumerate(self._rows) if a.rng and not a.error]
+        if not drawn:
+            return
+        rows = torch.tensor([row for row, _ in drawn], device=scores.device)
+        precision = torch.float32 if scores.device.type == "mps" else torch.float64
+        cumulative = scores[rows].softmax(dim=-1, dtype=precision).cumsum(dim=-1)
+        points = torch.tensor([[point] for _, point in drawn], dtype=precision, device=scores.device)
+        tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).clamp(max=scores.size(1) - 1)
+        scores[rows] = torch.full_like(scores[rows], -torch.inf).scatter(1, tokens, 0.0)

@@ -1,0 +1,185 @@
+"""From turns to token ids: the chat template or the join that the model knows, and the context policy.
+
+What is dropped from a long conversation is decided here, from counts alone; the tokenizer is the only thing called.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from parley.contract.chat import Message
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.openai import ContextPolicy
+from parley.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids for the engine, and what the context policy left out to make them fit."""
+
+    ids: list[int]
+    dropped_messages: int = 0
+    dropped_tokens: int = 0
+
+
+class Style(Protocol):
+    """How one family of models reads a conversation."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """All token ids of the conversation, however long."""
+
+    @property
+    def reads_system(self) -> bool:
+        """Whether a system message has a place in it."""
+
+
+class ChatTemplate:
+    """The model's own chat template."""
+
+    reads_system = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to and including the generation prompt."""
+        return self._tokenizer.chat(messages)
+
+
+class BlenderbotJoin:
+    """How transformers' conversational pipeline (until 4.41) built prompts for Blenderbot.
+
+    Turns are joined by two spaces; a user turn has one space put before it, a reply is taken as it is (the model's
+    replies begin with a space of their own); the tokenizer adds `</s>`.
+    """
+
+    reads_system = False
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids with the closing `</s>`."""
+        return self._tokenizer.encode("  ".join(f" {text}" if role == "user" else text for role, text in messages))
+
+
+class EosJoin:
+    """The same pipeline's way with models that have neither template nor join: each turn, then end-of-sequence."""
+
+    reads_system = False
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids, one end-of-sequence token after each turn."""
+        eos = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        turns = (self._tokenizer.encode(text, add_special_tokens=False) for _, text in messages)
+        return [token for turn in turns for token in (*turn, *eos)]
+
+
+class LastMessage:
+    """What the echo runner reads: the last message as UTF-8 bytes."""
+
+    reads_system = False
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """One token a byte."""
+        return list(messages[-1].content.encode())
+
+
+def style_for(tokenizer: Tokenizer, model_type: str) -> Style:
+    """The way of reading that fits a model: its chat template if it has one, else the pipeline's former joins."""
+    if tokenizer.has_chat_template:
+        return ChatTemplate(tokenizer)
+    return BlenderbotJoin(tokenizer) if model_type.startswith("blenderbot") else EosJoin(tokenizer)
+
+
+class PromptBuilder:
+    """Builds prompts for one loaded model.
+
+    Args:
+        style: how the model reads a conversation.
+        context_length: most tokens of a prompt and its answer together; of the prompt alone if `shared` is false.
+        shared: whether prompt and answer share the context (decoder-only) or not (encoder-decoder).
+        system_prompt: put first where the conversation has no system message; empty for none.
+        policy: what to do with a conversation that is too long, unless the request says.
+    """
+
+    def __init__(
+        self, style: Style, context_length: int, shared: bool, system_prompt: str, policy: ContextPolicy
+    ) -> None:
+        self._style = style
+        self._context = context_length
+        self._shared = shared
+        self._system_prompt = system_prompt if style.reads_system else ""
+        self._policy: ContextPolicy = policy if style.reads_system else "keep_recent"
+
+    def build(self, messages: Sequence[Message], max_tokens: int | None, policy: ContextPolicy | None) -> Prompt:
+        """Token ids of a conversation.
+
+        Raises:
+            ParleyError: `CONTEXT_LENGTH_EXCEEDED` when it does not fit and the policy cannot or may not shorten it;
+                `UNSUPPORTED_PARAMETER` for a system message that the model has no place for.
+        """
+        self._refuse_system(messages)
+        if self._system_prompt and messages[0].role != "system":
+            messages = [Message("system", self._system_prompt), *messages]
+        ids = self._style.encode(messages)
+        room = self._room(max_tokens)
+        if len(ids) <= room:
+            return Prompt(ids)
+        return self._shorten(messages, ids, room, policy or self._policy, max_tokens)
+
+    def room_for_answer(self, prompt: Prompt) -> int | None:
+        """Tokens left for the answer; None where the answer has a context of its own."""
+        return self._context - len(prompt.ids) if self._shared else None
+
+    def _refuse_system(self, messages: Sequence[Message]) -> None:
+        if self._style.reads_system:
+            return
+        for index, message in enumerate(messages):
+            if message.role == "system":
+                raise ParleyError(
+                    ErrorCode.UNSUPPORTED_PARAMETER,
+                    "This model has no place for a system message; leave it out.",
+                    f"messages[{index}].role",
+                )
+
+    def _room(self, max_tokens: int | None) -> int:
+        """Most prompt tokens: an answer keeps what was asked for it, up to half of the context."""
+        if not self._shared:
+            return self._context
+        return self._context - min(max_tokens or self._context // 4, self._context // 2)
+
+    def _shorten(
+        self, messages: Sequence[Message], ids: list[int], room: int, policy: ContextPolicy, max_tokens: int | None
+    ) -> Prompt:
+        if policy == "keep_recent":
+            return Prompt(ids[-room:], dropped_tokens=len(ids) - room)
+        if policy == "drop_oldest_turns":
+            kept = fewest_dropped(messages, lambda rest: len(self._style.encode(rest)) <= room)
+            if kept is not None:
+                short = self._style.encode(kept)
+                return Prompt(short, len(messages) - len(kept), len(ids) - len(short))
+        raise ParleyError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"This model's context length is {self._context} tokens, of which a prompt may have {room} here; the "
+            f"messages have {len(ids)} tokens. Shorten them{', or lower max_tokens' if max_tokens else ''}.",
+            "messages",
+        )
+
+
+def fewest_dropped(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:
+    """The longest end of a conversation that fits, its system messages kept; None if not even the last message does.
+
+    Whole turns go: what is kept starts with a user message.
+    """
+    system = [message for message in messages if message.role == "system"]
+    turns = [message for message in messages if message.role != "system"]
+    starts = [index for index, turn in enumerate(turns) if index > 0 and turn.role == "user"]
+    for start in starts:
+        kept = [*system, *turns[start:]]
+        if fits(kept):
+            return kept
+    return None

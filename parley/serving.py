@@ -1,0 +1,47 @@
+"""From settings to a running `Chat`: which model, which engine, which prompt style. Wiring only."""
+
+from collections.abc import Callable
+
+from parley.api.admission import Admission
+from parley.api.chat import Chat
+from parley.engine.launch import Launch, choose
+from parley.engine.model import ModelFolder, resolve
+from parley.engine.process import EngineProcess
+from parley.engine.runner import ModelInfo, Placement
+from parley.engine.watch import Limits
+from parley.prompt import LastMessage, PromptBuilder, Style, style_for
+from parley.settings import Settings
+from parley.tokenizer import Tokenizer
+
+
+def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
+    """Finds the model and chooses its engine; downloads or converts it if that is still to be done.
+
+    Raises:
+        ModelError: one line with the model, the cause and the way out.
+    """
+    placement = Placement(settings.device, settings.dtype, settings.threads, settings.max_batch)
+    if settings.engine == "echo":
+        return Launch("echo", "set by PARLEY_ENGINE", "echo", None, placement), None
+    folder = resolve(settings.model, settings.cache)
+    choice = choose(settings.engine, folder, settings.device)
+    return Launch(choice.engine, choice.reason, folder.name, folder.path, placement), folder
+
+
+def create_chat(settings: Settings) -> Chat:
+    """A `Chat` whose engine is not started yet; raises what `launch_for` raises."""
+    launch, folder = launch_for(settings)
+    limits = Limits(load=settings.load_timeout, step=settings.step_timeout)
+    admission = Admission(settings.max_batch, settings.max_queue)
+    return Chat(EngineProcess(launch, limits), builder_for(settings, folder), admission, settings.max_tokens, launch.name)
+
+
+def builder_for(settings: Settings, folder: ModelFolder | None) -> Callable[[ModelInfo], PromptBuilder]:
+    """What makes the prompt builder once the engine has told the model's context length."""
+    style: Style = LastMessage() if folder is None else style_for(Tokenizer.load(folder.path), folder.model_type)
+    shared = folder is None or not folder.encoder_decoder
+
+    def build(info: ModelInfo) -> PromptBuilder:
+        return PromptBuilder(style, info.context_length, shared, settings.system_prompt, settings.context_policy)
+
+    return build

@@ -1,0 +1,149 @@
+"""The tokenizer of a model folder: text to token ids and back, one piece at a time.
+
+It lies below both `prompt` and `engine`, which need the same tokenizer in two processes. Folders with a
+`tokenizer.json` load without torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parley.contract.chat import Message
+
+_HELD_BACK = 12
+"""Characters that `clean_up_tokenization` may still change: its longest pattern, with room for two in a row."""
+
+
+class Tokenizer:
+    """A loaded tokenizer. `hf` is transformers' own object."""
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        controls = {token.content for token in hf.added_tokens_decoder.values()} | set(hf.all_special_tokens)
+        self._controls = sorted(controls, key=len, reverse=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Loads from local files only; raises `OSError` or `ValueError` from transformers when they are unusable."""
+        if (folder / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast as Loader
+        else:
+            from transformers import AutoTokenizer as Loader
+        return cls(Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the end-of-sequence token."""
+        eos: int | None = self._hf.eos_token_id
+        return eos
+
+    @property
+    def model_max_length(self) -> int:
+        """Most tokens that the tokenizer's own settings allow; a very large number when they say nothing."""
+        return int(self._hf.model_max_length)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can be used."""
+        return self._hf.chat_template is not None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text in which nothing that a user wrote can become a control token."""
+        pieces = self._split_controls(text)
+        ids = [token for piece in pieces for token in self._ids(piece)] if len(pieces) > 1 else self._ids(text)
+        return self._with_special_tokens(ids) if add_special_tokens else ids
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the assistant's turn.
+
+        Raises:
+            jinja2.TemplateError: when the template itself refuses the conversation.
+        """
+        mark = self._mark(messages)
+        rendered: str = self._hf.apply_chat_template(
+            [{"role": role, "content": self._broken(content, mark)} for role, content in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return [token for piece in rendered.split(mark) for token in self._ids(piece)]
+
+    def decode(self, tokens: Sequence[int], clean_up: bool = False) -> str:
+        """Text without special tokens; `clean_up` removes the spaces that older tokenizers put before punctuation."""
+        text: str = self._hf.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._hf.clean_up_tokenization(text) if clean_up else text
+
+    def detokenizer(self, clean_up: bool = False) -> "StreamText | WholeText":
+        """A fresh incremental detokenizer for one answer."""
+        if clean_up or not self._hf.is_fast:
+            return WholeText(self, clean_up)
+        return StreamText(self._hf.backend_tokenizer)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._hf.encode(text, add_special_tokens=False)
+        return ids
+
+    def _with_special_tokens(self, ids: list[int]) -> list[int]:
+        """What the tokenizer puts around a text: its template, applied to ids that are ready."""
+        around: list[int] = self._hf.encode("", add_special_tokens=True)
+        eos = self.eos_token_id
+        cut = around.index(eos) if eos in around else len(around)
+        return [*around[:cut], *ids, *around[cut:]]
+
+    def _split_controls(self, text: str) -> list[str]:
+        mark = self._mark([Message("user", text)])
+        return self._broken(text, mark).split(mark)
+
+    def _broken(self, text: str, mark: str) -> str:
+        """The text with `mark` inside each control token that it spells, so that no piece spells one."""
+        for control in self._controls:
+            if len(control) > 1 and control in text:
+                text = text.replace(control, control[0] + mark + control[1:])
+        return text
+
+    def _mark(self, messages: Sequence[Message]) -> str:
+        """A character that no message holds, from Unicode's private use area."""
+        used = {character for message in messages for character in message.content if "\ue000" <= character <= "\uf8ff"}
+        return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+
+
+class StreamText:
+    """Detokenizer on tokenizers' own `DecodeStream`: cost per token does not grow with the answer."""
+
+    def __init__(self, backend: Any) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, tokens: list[int]) -> str:
+        """Text that is final after these tokens; may be empty."""
+        return "".join(self._stream.step(self._backend, token) or "" for token in tokens)
+
+    def flush(self) -> str:
+        """Nothing: what `DecodeStream` still holds is a part of a character, which is dropped."""
+        return ""
+
+
+class WholeText:
+    """Detokenizer that decodes the whole answer again: for tokenizers without a stream, and for clean-up rules."""
+
+    def __init__(self, tokenizer: Tokenizer, clean_up: bool) -> None:
+        self._tokenizer = tokenizer
+        self._clean_up = clean_up
+        self._tokens: list[int] = []
+        self._sent = 0
+
+    def push(self, tokens: list[int]) -> str:
+        """Text that is final after these tokens; may be empty."""
+        self._tokens += tokens
+        return self._up_to(_HELD_BACK)
+
+    def flush(self) -> str:
+        """What was held back, once the answer has ended."""
+        return self._up_to(0)
+
+    def _up_to(self, held_back: int) -> str:
+        text = self._tokenizer.decode(self._tokens, self._clean_up).rstrip("\ufffd")
+        piece = text[self._sent : max(len(text) - held_back, self._sent)]
+        self._sent += len(piece)
+        return piece

@@ -1,0 +1,77 @@
+"""What BentoML loads: settings, engine, API. Wiring only."""
+
+import asyncio
+import os
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import bentoml  # noqa: E402 - bentoml reads the line above when it is imported
+
+from parley.api.app import create_app  # noqa: E402
+from parley.api.drain import drain_on_signals  # noqa: E402
+from parley.api.errors import ErrorResponse  # noqa: E402
+from parley.api.gate import Gate  # noqa: E402
+from parley.api.native import reply_to  # noqa: E402
+from parley.contract.chat import ChatReply, ChatRequest  # noqa: E402
+from parley.contract.errors import ParleyError  # noqa: E402
+from parley.engine.model import ModelError  # noqa: E402
+from parley.serving import create_chat, launch_for  # noqa: E402
+from parley.settings import Settings, SettingsError  # noqa: E402
+from parley.startup import fail, listen_for_failure, tell_failure  # noqa: E402
+
+try:
+    settings = Settings.from_env(os.environ)
+except SettingsError as error:
+    fail(str(error))
+
+app = create_app()
+
+
+@bentoml.service(name="parley", workers=1, traffic={"timeout": 86_400}, metrics={"enabled": True})
+@bentoml.asgi_app(app, path="/")
+class Parley:
+    """Chat with a conversational model."""
+
+    @bentoml.on_deployment
+    @staticmethod
+    def prepare() -> None:
+        """Once, before any worker: finds, downloads or converts the model, or ends with one line."""
+        try:
+            launch_for(settings)
+        except ModelError as error:
+            fail(str(error))
+        listen_for_failure()
+
+    def __init__(self) -> None:
+        try:
+            self.chat = create_chat(settings)
+        except (ModelError, OSError, ValueError) as error:
+            tell_failure(f"{settings.model}: {error}")
+        app.state.chat = self.chat
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        """Starts the engine; the service listens while it loads."""
+        await self.chat.engine.start()
+        drain_on_signals(lambda: self.chat.engine.drain(settings.drain_grace))
+        self._loading = asyncio.create_task(self._end_unless_loaded())
+
+    async def _end_unless_loaded(self) -> None:
+        health = await self.chat.engine.settled()
+        if self.chat.engine.info is None:
+            tell_failure(health.detail)
+
+    @bentoml.api(route="/chat")
+    async def chat_(self, body: ChatRequest, /) -> ChatReply:
+        """One reply, to either published form of a chat request."""
+        request = service.context.request
+        try:
+            return await reply_to(self.chat, body, request.receive)
+        except ParleyError as error:
+            return ErrorResponse(error)  # type: ignore[return-value]  # BentoML passes a Response through
+
+
+service = Parley
+service.add_asgi_middleware(
+    Gate, max_body_bytes=settings.max_body_bytes, health=lambda: app.state.chat.engine.health(), native={"/chat": ChatRequest}
+)
