@@ -28,8 +28,11 @@ class Stream(Protocol):
 class Backend(Protocol):
     """Whatever answers; `parley.client.Client` is one. Every method may raise `ParleyError`."""
 
-    def stream(self, messages: Sequence[Message]) -> Stream: ...
+    def stream(self, messages: Sequence[Message]) -> Stream:
+        """Begins an answer to the last of the messages."""
 
-    def models(self) -> list[str]: ...
+    def models(self) -> list[str]:
+        """Names of the models that answer."""
 
-    def health(self) -> ServiceHealth: ...
+    def health(self) -> ServiceHealth:
+        """Whether an answer could begin now."""

@@ -1,4 +1,10 @@
-"""The conversation of one session: what was said, what it took, and what can be tried again. No I/O, no Streamlit."""
+"""The conversation of one session: what was said, what it took, and what can be tried again. No I/O, no Streamlit.
+
+Rules that always hold:
+1. What was typed stays until it is cleared, whatever happens to its answer.
+2. Part of an answer stays until another attempt at it brings more than nothing.
+3. What is sent back is, byte for byte, what was typed and what came.
+"""
 
 from dataclasses import dataclass
 
@@ -10,76 +16,62 @@ from parley.contract.openai import Usage
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as it is shown. `message` is sent back byte for byte.
-
-    Attributes:
-        usage: the answer's counted tokens; None for a question and for an answer that was cut short.
-        stopped: the person stopped it.
-    """
+    """One turn. `usage` is counted by whatever answered; `whole` is false for an answer that was cut short."""
 
     message: Message
     usage: Usage | None = None
-    stopped: bool = False
+    whole: bool = True
 
 
 class Conversation:
-    """Rules that always hold:
-
-    1. What was typed stays until it is cleared, whatever happens to its answer.
-    2. There is a `failure` only while the last question has no whole answer; text that came before it is kept.
-    3. `spent` holds the usage of every whole answer of the session, cleared ones too.
-    """
+    """Turns, in order. `spent` outlives `clear`: it holds the usage of every whole answer of the session."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.failure: ParleyError | None = None
+        """Why the last question has no whole answer, unless the person stopped it."""
         self.spent: list[Usage] = []
         self.uncounted = 0
-        """Answers that were cut short, for which no count came."""
+        """Answers of the session that were cut short, for which no count came."""
 
     @property
     def messages(self) -> list[Message]:
         """The turns as they are sent."""
         return [turn.message for turn in self.turns]
 
+    @property
+    def asked(self) -> list[Turn]:
+        """The turns up to and including the last question."""
+        questions = [index for index, turn in enumerate(self.turns) if turn.message.role == "user"]
+        return self.turns[: questions[-1] + 1] if questions else []
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last question has no whole answer, so that another attempt makes sense."""
+        return bool(self.turns) and (self.turns[-1].message.role == "user" or not self.turns[-1].whole)
+
     def ask(self, text: str) -> None:
-        """Adds a question; a failure before it is no longer to be retried."""
+        """Adds a question."""
         self.failure = None
         self.turns.append(Turn(Message("user", text)))
 
-    def until_question(self) -> list[Message]:
-        """What to send for an answer: everything up to and including the last question."""
-        messages = self.messages
-        while messages and messages[-1].role != "user":
-            messages.pop()
-        return messages
-
     def complete(self, reply: Reply) -> None:
-        """Adds the whole answer, in place of what a failed attempt left."""
-        self._answer(reply.text, reply.usage, stopped=False)
+        """Takes the whole answer."""
         self.failure = None
+        self._answer(Turn(Message("assistant", reply.text), reply.usage))
         if reply.usage is not None:
             self.spent.append(reply.usage)
 
-    def stop(self, text: str) -> None:
-        """Keeps the part of an answer that came before the person stopped it."""
-        self.failure = None
-        self._keep_part(text, stopped=True)
-
-    def fail(self, text: str, failure: ParleyError) -> None:
-        """Keeps the part of an answer that came before it failed."""
+    def cut(self, text: str, failure: ParleyError | None) -> None:
+        """Takes the part of an answer that came before it failed, or was stopped (no failure)."""
         self.failure = failure
-        self._keep_part(text, stopped=False)
+        if text:
+            self.uncounted += 1
+            self._answer(Turn(Message("assistant", text), whole=False))
 
     def clear(self) -> None:
         """Forgets what was said, and not what it took."""
         self.turns, self.failure = [], None
 
-    def _keep_part(self, text: str, stopped: bool) -> None:
-        if text:
-            self.uncounted += 1
-            self._answer(text, None, stopped)
-
-    def _answer(self, text: str, usage: Usage | None, stopped: bool) -> None:
-        del self.turns[len(self.until_question()) :]
-        self.turns.append(Turn(Message("assistant", text), usage, stopped))
+    def _answer(self, turn: Turn) -> None:
+        self.turns = [*self.asked, turn]

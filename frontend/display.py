@@ -4,17 +4,36 @@ Only what is shown passes through here. What is stored, sent back and downloaded
 """
 
 import re
+from collections.abc import Callable
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-_ACTS = re.compile(r"\\?(?:\$|:(?=[a-z])|!(?=\[))")
-_LINE_END = re.compile(r"(?<!\n)\n(?!\n)")
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*$.*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n\n).)+?(?<!`)\1(?!`)", re.DOTALL)
+_ACTIVE = re.compile(r"(\\*)(\$|:(?=:*[a-zA-Z])|(?<=!)\[)")
 
 
 def shown(text: str) -> str:
     """Markdown that Streamlit shows as the text reads.
 
-    Outside code, `$` would begin a formula, `:red[` a colour and `![` load a picture from wherever the model says; a
-    backslash makes them plain. A single line end is kept. HTML needs nothing: Streamlit shows it as text.
+    Outside code, `$` would begin a formula, `:red[` a colour, and `![` would load a picture from wherever the model
+    says; a backslash makes them plain. Single line ends are kept. HTML needs nothing: Streamlit shows it as text.
     """
     return _outside(_FENCE, text, lambda prose: _outside(_SPAN, prose, _plain))
+
+
+def _outside(code: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
+    """Changes what lies between the matches of `code`."""
+    parts, end = [], 0
+    for found in code.finditer(text):
+        parts += [change(text[end : found.start()]), found.group()]
+        end = found.end()
+    return "".join([*parts, change(text[end:])])
+
+
+def _plain(prose: str) -> str:
+    return _ACTIVE.sub(_escaped, prose).replace("\n", "  \n")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """One backslash more before an active character, unless an odd number of them escapes it already."""
+    backslashes, character = found.groups()
+    return f"{backslashes}{'' if len(backslashes) % 2 else chr(92)}{character}"

@@ -1,4 +1,4 @@
-"""The conversation as files. Every format holds the text as it came; none is made for a spreadsheet to execute."""
+"""The conversation as files, in UTF-8; each holds the text as it came."""
 
 import csv
 import io
@@ -9,12 +9,12 @@ from parley.contract.chat import Message
 
 
 def as_csv(messages: Sequence[Message]) -> bytes:
-    """Columns role and content (RFC 4180); UTF-8 with a byte order mark, without which Excel guesses the encoding."""
+    """Columns role and content, as RFC 4180 has it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["role", "content"])
     writer.writerows(messages)
-    return text.getvalue().encode("utf-8-sig")
+    return text.getvalue().encode()
 
 
 def as_json(messages: Sequence[Message]) -> bytes:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from parley.contract.openai import Usage
 
+CENT = 0.01
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -18,7 +20,5 @@ class Prices:
 
 
 def dollars(amount: float) -> str:
-    """An amount for people: two significant digits below a cent, cents above."""
-    if amount == 0 or amount >= 0.01:
-        return f"${amount:.2f}"
-    return f"${amount:.2g}" if amount >= 0.0001 else f"${amount:.7f}".rstrip("0")
+    """An amount for people: in cents, and to a ten-thousandth of one where it is less than a cent."""
+    return f"${amount:.6f}" if 0 < amount < CENT else f"${amount:.2f}"

@@ -142,10 +142,10 @@ class Client:
         Servers without `/readyz` count as ready when they list a model.
         """
         response = self._send("GET", "/readyz", HEALTH_TIMEOUT)
-        if response.status_code == 404:
+        if response.status_code == requests.codes.not_found:
             return ServiceHealth(bool(self.models()), "ready", "")
         told = _json(response.content) if _is_json(response) else {}
-        state = told.get("state", "ready" if response.ok else "not ready")
+        state = told.get("status", "ready" if response.ok else "not ready")
         return ServiceHealth(response.ok, str(state), str(told.get("detail", "")))
 
     def ready(self) -> bool:

@@ -25,7 +25,7 @@ def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
         return Launch("echo", "set by PARLEY_ENGINE", "echo", None, placement), None
     folder = resolve(settings.model, settings.cache)
     choice = choose(settings.engine, folder, settings.device)
-    return Launch(choice.engine, choice.reason, folder.name, folder.path, placement), folder
+    return Launch(choice.engine, choice.reason, folder.name, str(folder.path), placement), folder
 
 
 def create_chat(settings: Settings) -> Chat:

@@ -12,7 +12,14 @@ from typing import Any
 
 Faults = Iterator[str]
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -124,7 +131,7 @@ def _tensor_names(path: Path) -> set[str]:
     Raises:
         ValueError: for anything that is not exactly the format.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - needed for torch models only
 
     try:
         with safe_open(path, framework="np") as file:

@@ -24,8 +24,8 @@ class Launch(Struct, frozen=True):
     engine: str
     reason: str
     name: str
-    folder: Path | None
-    """The model's folder; None for an engine without a model."""
+    folder: str | None
+    """The path of the model's folder; None for an engine without a model."""
     placement: Placement
 
 
@@ -88,5 +88,5 @@ def _folder(launch: Launch) -> ModelFolder | None:
     """The folder as the worker resolved it; it was inspected there."""
     if launch.folder is None:
         return None
-    config = json.loads((launch.folder / "config.json").read_text("utf-8"))
-    return ModelFolder(launch.folder, launch.name, config)
+    path = Path(launch.folder)
+    return ModelFolder(path, launch.name, json.loads((path / "config.json").read_text("utf-8")))

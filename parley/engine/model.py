@@ -85,8 +85,8 @@ def _locate(model: str, pocket: Path) -> tuple[str, Path]:
 
 def _download(repo: str, revision: str | None) -> Path:
     """The snapshot folder in the hub's cache. Pickled weights are fetched only where there is nothing better."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import, and seldom needed
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - likewise
 
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -108,7 +108,9 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"model {name!r}: no config.json in its folder; is it a transformers model?") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"model {name!r}: config.json cannot be read ({type(error).__name__}); fetch it anew") from error
+        raise ModelError(
+            f"model {name!r}: config.json cannot be read ({type(error).__name__}); fetch it anew"
+        ) from error
     if not isinstance(config, dict):
         raise ModelError(f"model {name!r}: config.json is not a JSON object; fetch it anew")
     return config

@@ -118,6 +118,13 @@ class EngineProcess:
 
     async def _supervise(self) -> None:
         """Runs one process after the other until a model cannot be loaded or the engine is drained."""
+        try:
+            await self._keep_running()
+        except Exception as error:
+            self._enter(State.FAILED, f"the engine process cannot be started: {error}")
+            raise
+
+    async def _keep_running(self) -> None:
         pause = FIRST_PAUSE
         while self._state is not State.FAILED:
             began = time.monotonic()

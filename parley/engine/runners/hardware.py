@@ -26,17 +26,27 @@ def device(placement: Placement) -> torch.device:
     return wanted
 
 
-def dtype(placement: Placement, where: torch.device) -> torch.dtype:
+def dtype(placement: Placement, where: torch.device, stored: str) -> torch.dtype:
     """The precision asked for, or the one that the device computes fast.
+
+    On CPUs that multiply bfloat16 in hardware, weights stored so are served so, at two to four times the speed of
+    float32; other weights keep float32 there, so that no answer changes for speed unasked.
+
+    Args:
+        placement: what is asked for.
+        where: the device.
+        stored: the name of the precision that the weights have on disk.
 
     Raises:
         ModelError: for a precision that torch cannot serve.
     """
-    if placement.dtype is None:
-        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(where.type, torch.float32)
-    if placement.dtype not in _DTYPES:
+    if placement.dtype is not None and placement.dtype not in _DTYPES:
         raise ModelError(f"dtype {placement.dtype!r} is not served by torch here; use one of {', '.join(_DTYPES)}")
-    return _DTYPES[placement.dtype]
+    if placement.dtype is not None:
+        return _DTYPES[placement.dtype]
+    if where.type == "cpu":
+        return torch.bfloat16 if stored == "bfloat16" and _multiplies_bfloat16() else torch.float32
+    return torch.bfloat16 if where.type == "cuda" else torch.float16
 
 
 def cache_bytes(where: torch.device) -> int:
@@ -52,3 +62,8 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

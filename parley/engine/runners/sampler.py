@@ -14,8 +14,8 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from torch import FloatTensor, LongTensor, Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
 from parley.engine.runner import Job, Sampling
@@ -29,17 +29,13 @@ class Answer:
     """One answer under way."""
 
     job: Job
-    limit: int
-    """Most tokens to generate, the context's room included."""
     processors: LogitsProcessorList
     rng: Random | None
     """Where its random numbers come from; None is greedy."""
-    cached: int | None = None
-    """Prompt tokens found in the cache, known after its first step."""
     error: str | None = None
 
 
-class OpenAIPenalty(LogitsProcessor):  # type: ignore[misc]  # transformers ships no types
+class OpenAIPenalty(LogitsProcessor):
     """Frequency and presence penalty over the completion, by the formula in OpenAI's API reference.
 
     `score[t] -= count[t] * frequency + (count[t] > 0) * presence`
@@ -50,16 +46,24 @@ class OpenAIPenalty(LogitsProcessor):  # type: ignore[misc]  # transformers ship
         self._frequency = frequency
         self._presence = presence
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
         """`input_ids` is (1, length), `scores` (1, vocabulary)."""
         counts = Counter(input_ids[0, self._prompt_length :].tolist())
         penalties = [count * self._frequency + self._presence for count in counts.values()]
         tokens = torch.tensor(list(counts), dtype=torch.long, device=scores.device)
-        return scores.index_add(1, tokens, -torch.tensor([penalties], device=scores.device, dtype=scores.dtype))
+        scores.index_add_(1, tokens, -torch.tensor([penalties], device=scores.device, dtype=scores.dtype))
+        return scores
 
 
-def begin(job: Job, limit: int, model: PreTrainedModel, base: GenerationConfig) -> Answer:
-    """A new answer, with the processors that `model.generate` would use for it."""
+def begin(job: Job, limit: int, model: Any, base: GenerationConfig) -> Answer:
+    """A new answer, with the processors that `model.generate` would use for it.
+
+    Args:
+        job: what to answer.
+        limit: most tokens to generate.
+        model: the transformers model; how it builds processors is private to `generate` otherwise.
+        base: the model's generation config, which holds where the job asks nothing.
+    """
     config = _config(job.sampling, base)
     config.max_length = len(job.prompt) + limit
     model._prepare_special_tokens(config, True, device=model.device)
@@ -67,7 +71,7 @@ def begin(job: Job, limit: int, model: PreTrainedModel, base: GenerationConfig) 
     frequency, presence = job.sampling.frequency_penalty or 0.0, job.sampling.presence_penalty or 0.0
     if frequency or presence:
         processors.insert(0, OpenAIPenalty(len(job.prompt), frequency, presence))
-    return Answer(job, limit, processors, Random(job.sampling.seed) if config.do_sample else None)
+    return Answer(job, processors, Random(job.sampling.seed) if config.do_sample else None)
 
 
 def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
@@ -81,17 +85,16 @@ def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
     return config
 
 
-class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # transformers ships no types
+class Sampler(ContinuousBatchingLogitsProcessor):
     """The batch's only logits processor.
 
     Args:
         answers: every answer under way, by request id; shared with the runner, which adds and removes.
     """
 
-    supported_kwargs: dict[str, type] = {}
-    ignored_kwargs: tuple[str, ...] = ()
-
     def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self.supported_kwargs = {}
+        self.ignored_kwargs = ()
         self._answers = answers
         self._rows: list[tuple[Answer, Any]] = []
 
@@ -113,11 +116,11 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # trans
         self._draw(scores)
         return scores
 
-    def _process(self, answer: Answer, state: Any, row: Tensor) -> None:
-        ids = torch.tensor([state.initial_tokens + state.generated_tokens], device=row.device)
+    def _process(self, answer: Answer, state: Any, row: Any) -> None:
+        ids: Any = torch.tensor([state.initial_tokens + state.generated_tokens], device=row.device)
         try:
             row.copy_(answer.processors(ids, row))
-        except Exception as error:  # whatever a processor raises concerns this row alone, never the batch
+        except Exception as error:  # noqa: BLE001 - whatever a processor raises concerns this row alone, never the batch
             answer.error = f"the sampling rules failed ({type(error).__name__})"
 
     def _mark_broken(self, scores: Tensor) -> None:

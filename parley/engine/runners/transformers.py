@@ -1,29 +1,18 @@
-"""Decoder-only models on torch, batched by transformers' continuous batching.
+"""Decoder-only models on torch, batched by transformers' continuous batching: CPU, CUDA and MPS."""
 
-Its manager runs a thread of its own and collects results in queues. Neither is used here: `step` drives the manager's
-batch processor itself, so that adding, cancelling and decoding happen on one thread and take effect at once.
-"""
-
-from collections.abc import Iterator
-from math import ceil
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
-from transformers.generation.continuous_batching import RequestState
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
-from transformers.utils import is_flash_attn_2_available
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Job, ModelInfo, Placement, Step
-from parley.engine.runners import attention, hardware
+from parley.engine.runners import hardware
+from parley.engine.runners.batch import Batch, Progress
 from parley.engine.runners.sampler import Answer, Sampler, begin
 from parley.tokenizer import StreamText, Tokenizer, WholeText
 
-_PAGE = 32
-"""Tokens a cache block; only whole blocks are shared between prompts, so a small one shares more."""
-_STEP_TOKENS = 1024
-"""Most tokens a step; a longer prompt is prefilled in several, between the others' tokens."""
 _PARAMETERS = [
     "max_tokens", "temperature", "top_p", "top_k", "seed",
     "repetition_penalty", "frequency_penalty", "presence_penalty", "stop",
@@ -53,8 +42,10 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Transformer
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
     where = hardware.device(placement)
+    stored = str(folder.config.get("dtype", folder.config.get("torch_dtype", "")))
+    dtype = hardware.dtype(placement, where, stored)
     try:
-        model = _load_model(folder, where, hardware.dtype(placement, where))
+        model = _load_model(folder, where, dtype)
         config = _generation_config(folder, model)
         return TransformersRunner(model, config, Tokenizer.load(folder.path), placement.max_batch, reason)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
@@ -62,8 +53,9 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Transformer
         raise ModelError(f"model {folder.name!r}: transformers cannot load it: {cause}") from error
 
 
-def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    model, report = AutoModelForCausalLM.from_pretrained(
+def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) -> Any:
+    loader: Any = AutoModelForCausalLM  # its types do not know `output_loading_info`
+    model, report = loader.from_pretrained(
         folder.path,
         dtype=dtype,
         use_safetensors=True,
@@ -77,8 +69,8 @@ def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) ->
     return model.to(where)
 
 
-def _generation_config(folder: ModelFolder, model: PreTrainedModel) -> GenerationConfig:
-    config = model.generation_config
+def _generation_config(folder: ModelFolder, model: Any) -> GenerationConfig:
+    config: GenerationConfig = model.generation_config
     for name, served in _UNSERVED.items():
         if getattr(config, name, None) not in served:
             raise ModelError(
@@ -99,22 +91,20 @@ class TransformersRunner:
         reason: why this engine was chosen.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, config: GenerationConfig, tokenizer: Tokenizer, max_batch: int, reason: str
-    ) -> None:
+    def __init__(self, model: Any, config: GenerationConfig, tokenizer: Tokenizer, max_batch: int, reason: str) -> None:
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
+        self._eos = _eos_ids(config, tokenizer)
         self._answers: dict[str, Answer] = {}
         self._refused: list[Step] = []
-        self._eos = _eos_ids(config, tokenizer)
-        self._processor = _batch_processor(model, Sampler(self._answers), max_batch)
+        self._batch = Batch(model, Sampler(self._answers), max_batch, _positions(model))
         self._info = ModelInfo(
             engine="transformers",
             reason=reason,
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
-            context_length=min(_positions(model), self._processor.cache.num_blocks * _PAGE),
+            context_length=min(_positions(model), self._batch.capacity),
             parameters=_PARAMETERS,
         )
 
@@ -134,33 +124,63 @@ class TransformersRunner:
         if fault := self._fault(job):
             self._refused.append(Step(job.id, error=fault))
             return
-        answer = begin(job, self._limit(job), self._model, self._config)
-        self._answers[str(job.id)] = answer
-        self._processor.scheduler.add_waiting_request(
-            RequestState(str(job.id), list(job.prompt), max_new_tokens=answer.limit, eos_token_id=self._eos)
-        )
+        limit = self._limit(job)
+        self._answers[str(job.id)] = begin(job, limit, self._model, self._config)
+        self._batch.add(str(job.id), job.prompt, limit, self._eos)
 
     def cancel(self, job_id: int) -> None:
         """Forgets a job and frees its cache blocks at once."""
         self._refused = [step for step in self._refused if step.id != job_id]
         if self._answers.pop(str(job_id), None):
-            self._processor.scheduler.set_request_cancellation(str(job_id))
-            self._processor.scheduler.clear_cancelled_requests()
+            self._batch.cancel(str(job_id))
 
     def step(self) -> list[Step]:
         """Decodes one token for every job in the batch, and prefills what fits beside them."""
-        refused, self._refused = self._refused, []
-        if not self._answers or not self._processor.prepare_next_batch():
-            return refused
-        requests = self._processor.inputs_and_outputs.requests_in_batch
-        self._forward()
-        steps = list(self._advance(requests))
-        self._processor.update_batch()
-        self._processor.output_router.output_queue.queue.clear()
-        self._forget(steps)
-        return refused + steps
+        steps, self._refused = self._refused, []
+        if self._answers:
+            steps += [self._step(progress) for progress in self._batch.step()]
+        return steps
 
     def detokenizer(self) -> StreamText | WholeText:
         """A fresh incremental detokenizer for one answer."""
         return self._tokenizer.detokenizer()
 
+    def _step(self, progress: Progress) -> Step:
+        """One request's progress in the runner's words; an answer that has ended is forgotten."""
+        answer = self._answers[progress.id]
+        if error := progress.error or answer.error:
+            self.cancel(answer.job.id)
+            return Step(answer.job.id, error=error)
+        stopped = progress.token in self._eos
+        tokens = [] if stopped or progress.token is None else [progress.token]
+        if not progress.finished:
+            return Step(answer.job.id, tokens)
+        del self._answers[progress.id]
+        return Step(answer.job.id, tokens, "stop" if stopped else "length", cached=progress.cached or 0)
+
+    def _fault(self, job: Job) -> str | None:
+        """Why a job cannot be served at all."""
+        context, vocabulary = self._info.context_length, self._model.config.get_text_config().vocab_size
+        if not job.prompt:
+            return "the prompt has no tokens"
+        if len(job.prompt) >= context:
+            return f"the prompt's {len(job.prompt)} tokens leave no room in the context of {context}"
+        if not 0 <= min(job.prompt) <= max(job.prompt) < vocabulary:
+            return f"the prompt holds a token outside the vocabulary of {vocabulary}"
+        return None
+
+    def _limit(self, job: Job) -> int:
+        """Most tokens of the answer: the job's, else the model's, never more than the context has room for."""
+        room = self._info.context_length - len(job.prompt)
+        return min(job.sampling.max_tokens or self._config.max_new_tokens or room, room)
+
+
+def _eos_ids(config: GenerationConfig, tokenizer: Tokenizer) -> list[int]:
+    """The generation config's end tokens, one or several; else the tokenizer's."""
+    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or [])
+
+
+def _positions(model: Any) -> int:
+    """The context that the model was made for, in tokens."""
+    return int(model.config.get_text_config().max_position_embeddings)

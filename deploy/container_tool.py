@@ -1,0 +1,75 @@
+"""The container tool of this machine: podman, buildah or docker, whichever is there, in that order."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+BACKENDS = ("podman", "buildah", "docker")
+
+
+class ToolError(Exception):
+    """A container tool is missing or failed; the message is one line, the tool's own output went to the terminal."""
+
+
+@dataclass(frozen=True)
+class ContainerTool:
+    """One of `BACKENDS`."""
+
+    name: str
+
+    @classmethod
+    def find(cls) -> "ContainerTool":
+        """The first one on the PATH; raises `ToolError` when there is none."""
+        for name in BACKENDS:
+            if shutil.which(name):
+                return cls(name)
+        raise ToolError(f"no container tool found; install one of {', '.join(BACKENDS)}")
+
+    def build(self, dockerfile: Path, context: Path, image: str, options: Sequence[str]) -> None:
+        """Builds an image from a Dockerfile; `options` are what docker and podman call the same."""
+        labelled = [] if self.name == "docker" else ["--format=docker"]  # OCI's format has no health check
+        command = ["build", *labelled, *options, "-t", image, "-f", str(dockerfile), str(context)]
+        subprocess.run([self.name, *command], check=False)
+        self.require(image)
+
+    def require(self, image: str) -> None:
+        """Raises `ToolError` when the image is not here, as after a failed build."""
+        self._output("inspect", *([] if self.name == "docker" else ["--type", "image"]), image)
+
+    def size(self, image: str) -> int:
+        """Bytes of all layers, unpacked."""
+        if self.name == "buildah":
+            sizes = json.loads(self._output("images", "--json", image))[0]["size"]
+            number, unit = sizes.split()
+            return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
+        return int(self._output("image", "inspect", "--format", "{{.Size}}", image))
+
+    def run(self, image: str, *command: str) -> str:
+        """What a command prints in a throw-away container of the image, without network."""
+        if self.name == "buildah":
+            container = self._output("from", image).strip()
+            try:
+                return self._output("run", "--user", "0", container, "--", *command)
+            finally:
+                self._output("rm", container)
+        return self._output("run", "--rm", "--network=none", "--user=0", f"--entrypoint={command[0]}", image, *command[1:])
+
+    def push(self, image: str, target: str, options: Sequence[str] = ()) -> str:
+        """Pushes the image as `target` (registry/name:tag) and returns the digest that the registry keeps."""
+        if self.name == "docker":
+            self._output("tag", image, target)
+            self._output("push", target)
+            return self._output("inspect", "--format", "{{index .RepoDigests 0}}", target).strip().rpartition("@")[2]
+        with tempfile.NamedTemporaryFile("r", suffix=".digest") as digest:
+            self._output("push", *options, "--digestfile", digest.name, image, f"docker://{target}")
+            return digest.read().strip()
+
+    def _output(self, *arguments: str) -> str:
+        done = subprocess.run([self.name, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise ToolError(f"{self.name} {arguments[0]} ended with status {done.returncode}")
+        return done.stdout

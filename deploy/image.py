@@ -1,0 +1,137 @@
+"""Builds the service's image: `bentoml build`, then `bentoml containerize` with the container tool that is there.
+
+    python deploy/image.py [--model FOLDER_OR_HUB_ID] [--gpu] [--image NAME:TAG]
+
+Settings for machines behind a mirror come from the environment: `BASE_IMAGE` (a local Python image), `PIP_CONF` (a
+pip.conf) and `CA_BUNDLE` (PEM file). The last two are build secrets: neither stays in the image.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import bentoml.container
+import yaml
+from container_tool import ContainerTool, ToolError
+
+from parley.engine.launch import choose
+from parley.engine.model import ModelError, resolve
+from parley.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = Path("deploy/requirements-image.lock")
+TORCH_LOCK = Path("deploy/requirements-image-torch.lock")
+GPU_LOCK = Path("deploy/requirements-image-gpu.lock")
+TOOLS_LOCK = Path("requirements-tools.lock")
+TORCH_VERSION = "2.13.0"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes into one image."""
+
+    lock: Path
+    model: Path | None = None
+    """The folder to bake; None for the embedded model."""
+
+    @property
+    def torch(self) -> str:
+        """The version of torch for the CPU, which is no part of a lock; empty where torch is not needed or locked."""
+        return TORCH_VERSION if self.lock == TORCH_LOCK else ""
+
+
+def recipe(model: str, gpu: bool) -> Recipe:
+    """Finds or downloads the model, and gives it torch only where its engine needs it.
+
+    Raises:
+        ModelError: when there is no such model, or none of our engines can serve it.
+    """
+    if model == "pocket":
+        return Recipe(GPU_LOCK if gpu else LOCK)
+    folder = resolve(model, Settings.from_env({}).cache)
+    if gpu:
+        return Recipe(GPU_LOCK, folder.path)
+    engine = choose("auto", folder, "cpu", installed=lambda _: True).engine
+    return Recipe(LOCK if engine == "openvino" else TORCH_LOCK, folder.path)
+
+
+def stage(recipe: Recipe, context: Path) -> None:
+    """Lays out the build context of a Bento: this repository's `bentofile.yaml`, with another lock or model."""
+    bentofile = yaml.safe_load((ROOT / "bentofile.yaml").read_text("utf-8"))
+    shutil.copytree(ROOT / "parley", context / "parley", ignore=shutil.ignore_patterns("__pycache__"))
+    (context / "deploy").mkdir()
+    for path in (Path("service.py"), Path("deploy/Dockerfile.template")):
+        shutil.copy(ROOT / path, context / path)
+    shutil.copy(ROOT / recipe.lock, context / LOCK)
+    if recipe.torch:
+        shutil.copy(ROOT / TOOLS_LOCK, context / "deploy")
+        bentofile["include"].append("deploy/requirements-tools.lock")
+    if recipe.model is None:
+        shutil.copytree(ROOT / "models", context / "models")
+    else:
+        shutil.copytree(recipe.model, context / "models" / recipe.model.name)
+        shutil.copy(ROOT / "deploy/baked.py", context)
+        bentofile["service"] = "baked:Parley"
+        bentofile["include"] += ["baked.py", "models/**"]
+    (context / "bentofile.yaml").write_text(yaml.safe_dump(bentofile), "utf-8")
+
+
+def build_bento(recipe: Recipe) -> str:
+    """The new Bento's tag."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage(recipe, Path(folder))
+        command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PARLEY_")}
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ToolError(f"bentoml build ended with status {done.returncode}")
+    return done.stdout.strip().removeprefix("__tag__:")
+
+
+def containerize(bento: str, image: str, torch: str, tool: ContainerTool) -> None:
+    """`bentoml containerize` through its Python form: the command line takes each option only once."""
+    os.environ.setdefault("BUILDAH_FORMAT", "docker")  # OCI's format has no health check
+    arguments = {"TORCH": torch, "BASE_IMAGE": os.environ.get("BASE_IMAGE", "")}
+    secrets = {"pip": os.environ.get("PIP_CONF"), "ca": os.environ.get("CA_BUNDLE")}
+    bentoml.container.build(
+        bento,
+        backend=tool.name,  # type: ignore[call-overload]  # one overload for each backend's name
+        image_tag=(image,),
+        build_arg={key: value for key, value in arguments.items() if value},
+        secret=tuple(f"id={key},src={value}" for key, value in secrets.items() if value),
+    )
+    tool.require(image)
+
+
+def report(image: str, tool: ContainerTool) -> str:
+    """The image's size and its largest folders, in MB."""
+    listing = tool.run(image, "sh", "-c", "du -xm -d 5 / 2>/dev/null | sort -rn")
+    rows = [line.split("\t") for line in listing.splitlines()]
+    parts = [row for row in rows if row[1].count("/") == 6 or row[1].startswith("/usr/")][:8]  # noqa: PLR2004 - see below
+    lines = [f"{size:>7} MB  {path}" for size, path in parts]
+    return "\n".join([f"{tool.size(image) / 1e6:7.0f} MB  {image}, of which", *lines])
+
+
+def main() -> None:
+    """Entry point; exits with 1 and one line when the image cannot be built."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket", help="a folder or a Hugging Face id to bake in")
+    parser.add_argument("--gpu", action="store_true", help="the CUDA variant")
+    parser.add_argument("--image", default="localhost/parley:latest", help="the image's name")
+    arguments = parser.parse_args()
+    try:
+        tool = ContainerTool.find()
+        chosen = recipe(arguments.model, arguments.gpu)
+        containerize(build_bento(chosen), arguments.image, chosen.torch, tool)
+        print(report(arguments.image, tool))
+    except (ModelError, ToolError) as error:
+        sys.exit(f"parley: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Whether answers can come, and from which model: asked now and then, because asking may take seconds."""
+
+import time
+from dataclasses import dataclass, field
+
+from backend import Backend
+from parley.contract.errors import ParleyError
+from trouble import meaning
+
+FRESH = 10.0
+"""Seconds for which what was heard counts as news."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What was heard: ready or not, a few words on it, and the names of the models, if they could be asked."""
+
+    ready: bool
+    words: str
+    models: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Remembers the last standing of one backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._standing = Standing(False, "")
+        self.forget()
+
+    def look(self) -> Standing:
+        """The standing, at most `FRESH` seconds old."""
+        if time.monotonic() - self._asked >= FRESH:
+            self._standing = self._ask()
+            self._asked = time.monotonic()
+        return self._standing
+
+    def forget(self) -> None:
+        """Makes the next look ask again: something has gone wrong since."""
+        self._asked = time.monotonic() - FRESH
+
+    def _ask(self) -> Standing:
+        try:
+            health = self._backend.health()
+            models = self._backend.models()
+        except ParleyError as failure:
+            return Standing(False, meaning(failure))
+        words = "Ready" if health.ready else f"{health.state.capitalize()}. {health.detail}"
+        return Standing(health.ready, words, models)

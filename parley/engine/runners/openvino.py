@@ -1,0 +1,214 @@
+"""Decoder-only models on a CPU: OpenVINO GenAI's continuous batching.
+
+Needs an export beside the model's weights, in `openvino/`; the embedded model ships with one, `parley convert` makes one.
+Neither torch nor transformers is imported.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+from parley.engine.hardware import memory_limit
+from parley.engine.model import ModelError, ModelFolder
+from parley.engine.runner import FinishReason, Job, ModelInfo, Placement, Step
+from parley.tokenizer import StreamText
+
+BLOCK_TOKENS = 32
+"""Tokens in one block of the CPU plugin's KV cache."""
+
+BATCHED_TOKENS = 1024
+"""Most tokens that one step reads: long prompts are read in pieces of this size, beside answers that go on."""
+
+CACHE_SHARE = 0.4
+"""Most of the machine's memory that the KV cache may take."""
+
+PRECISIONS = {
+    "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
+    "int8": {"KV_CACHE_PRECISION": "u8"},
+}
+"""Plugin properties: float32 computes as transformers does; int8 reads weights that were compressed at export."""
+
+_HONOURED = [
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+]
+
+
+class OpenVINORunner:
+    """Many answers decoded together, with prefixes of earlier prompts kept in the cache.
+
+    Args:
+        pipeline: the loaded pipeline.
+        defaults: the model's own generation config.
+        tokenizer: tokenizers' tokenizer, for text.
+        info: what the runner says of itself.
+    """
+
+    def __init__(self, pipeline: Any, defaults: Any, tokenizer: Any, info: ModelInfo) -> None:
+        self._pipeline = pipeline
+        self._defaults = defaults
+        self._tokenizer = tokenizer
+        self._handles: dict[int, Any] = {}
+        self.info = info
+
+    def add(self, job: Job) -> None:
+        """Takes a job into the pipeline's queue."""
+        prompt = ov.Tensor(np.array([job.prompt], dtype=np.int64))
+        self._handles[job.id] = self._pipeline.add_request(job.id, prompt, self._config(job))
+
+    def cancel(self, job_id: int) -> None:
+        """Forgets a job; its blocks are free after the next step."""
+        if handle := self._handles.pop(job_id, None):
+            handle.cancel()
+
+    def step(self) -> list[Step]:
+        """Decodes once for all active jobs."""
+        self._pipeline.step()
+        steps = [self._collect(job_id, handle) for job_id, handle in self._handles.items() if _has_news(handle)]
+        for step in steps:
+            if step.finish or step.error:
+                del self._handles[step.id]
+        return steps
+
+    def detokenizer(self) -> StreamText:
+        """A fresh incremental detokenizer."""
+        return StreamText(self._tokenizer)
+
+    def _collect(self, job_id: int, handle: Any) -> Step:
+        """What the pipeline has for one job since the last step."""
+        tokens: list[int] = []
+        finish: FinishReason | None = None
+        while handle.can_read():
+            for output in handle.read().values():
+                tokens += output.generated_ids
+                finish = _FINISH.get(output.finish_reason, finish)
+        if handle.get_status() == genai.GenerationStatus.IGNORED:
+            return Step(job_id, error="the KV cache is too small for this request")
+        if finish == "stop" and tokens and tokens[-1] in self._defaults.stop_token_ids:
+            tokens.pop()
+        return Step(job_id, tokens, finish)
+
+    def _config(self, job: Job) -> Any:
+        """The model's own generation config with what the request changes."""
+        config = genai.GenerationConfig(**self._defaults.as_keywords())
+        sampling = job.sampling
+        for name, value in {
+            "max_new_tokens": sampling.max_tokens,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "rng_seed": None if sampling.seed is None else sampling.seed % 2**63,
+            "repetition_penalty": sampling.repetition_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+        }.items():
+            if value is not None:
+                setattr(config, name, value)
+        if sampling.temperature is not None:
+            config.do_sample = sampling.temperature > 0
+        if config.do_sample and sampling.temperature:
+            config.temperature = sampling.temperature
+        return config
+
+
+_FINISH: dict[Any, FinishReason] = {
+    genai.GenerationFinishReason.STOP: "stop",
+    genai.GenerationFinishReason.LENGTH: "length",
+}
+
+
+def _has_news(handle: Any) -> bool:
+    return bool(handle.can_read()) or handle.get_status() != genai.GenerationStatus.RUNNING
+
+
+class GenerationDefaults:
+    """What a model's `generation_config.json` says, in transformers' format.
+
+    Raises:
+        ModelError: when it asks for something that this runner cannot do, such as beam search.
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        path = folder.path / "generation_config.json"
+        self._config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        eos = self._config.get("eos_token_id", folder.config.get("eos_token_id"))
+        self.stop_token_ids = set(eos) if isinstance(eos, list) else {eos} - {None}
+        if self._config.get("num_beams", 1) != 1:
+            raise ModelError(f"{folder.name} asks for beam search: set PARLEY_ENGINE=transformers")
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Keyword arguments for the pipeline's `GenerationConfig`."""
+        known = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+        given = {name: self._config[name] for name in known if self._config.get(name) is not None}
+        return {**given, "do_sample": bool(self._config.get("do_sample")), "stop_token_ids": self.stop_token_ids}
+
+
+def cache_blocks(config: dict[str, Any], context: int, batch: int, bytes_per_value: int, memory: int) -> int:
+    """Blocks of KV cache: room for a full batch of longest conversations, within a share of the machine's memory.
+
+    Args:
+        config: the model's `config.json`.
+        context: most tokens of one conversation.
+        batch: most conversations decoded together.
+        bytes_per_value: size of one cached number.
+        memory: bytes that this machine or container has.
+    """
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    block_bytes = 2 * config["num_hidden_layers"] * heads * head_size * bytes_per_value * BLOCK_TOKENS
+    wanted = batch * math.ceil(context / BLOCK_TOKENS)
+    return max(math.ceil(context / BLOCK_TOKENS), min(wanted, int(CACHE_SHARE * memory) // block_bytes))
+
+
+def export_folder(folder: Path, dtype: str) -> Path:
+    """Where the export of a precision lies: int8 weights have one of their own."""
+    return folder / ("openvino-int8" if dtype == "int8" else "openvino")
+
+
+def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunner:
+    """Loads an exported model.
+
+    Raises:
+        ModelError: when there is no export of the asked precision, or the model or device does not fit.
+    """
+    from tokenizers import Tokenizer
+
+    dtype = placement.dtype or "float32"
+    if dtype not in PRECISIONS:
+        raise ModelError(f"the openvino engine has no {dtype}: set PARLEY_DTYPE to one of {', '.join(PRECISIONS)}")
+    export = export_folder(folder.path, dtype)
+    if not (export / "openvino_model.xml").is_file():
+        raise ModelError(f"{folder.name} has no {export.name}/ export: run `parley convert`, or PARLEY_ENGINE=transformers")
+    if not (folder.path / "tokenizer.json").is_file():
+        raise ModelError(f"{folder.name} has no tokenizer.json, which the openvino engine needs: PARLEY_ENGINE=transformers")
+    defaults = GenerationDefaults(folder)
+    context = int(folder.config["max_position_embeddings"])
+    pipeline = _pipeline(export, placement, dtype, folder.config, context)
+    info = ModelInfo("openvino", reason, "cpu", dtype, context, _HONOURED)
+    return OpenVINORunner(pipeline, defaults, Tokenizer.from_file(str(folder.path / "tokenizer.json")), info)
+
+
+def _pipeline(export: Path, placement: Placement, dtype: str, config: dict[str, Any], context: int) -> Any:
+    scheduler = genai.SchedulerConfig()
+    value_bytes = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+    scheduler.num_kv_blocks = cache_blocks(config, context, placement.max_batch, value_bytes, memory_limit())
+    scheduler.max_num_batched_tokens = BATCHED_TOKENS
+    scheduler.max_num_seqs = placement.max_batch
+    scheduler.enable_prefix_caching = True
+    scheduler.dynamic_split_fuse = True
+    properties: dict[str, Any] = dict(PRECISIONS[dtype])
+    if placement.threads:
+        properties["INFERENCE_NUM_THREADS"] = placement.threads
+    return genai.ContinuousBatchingPipeline(str(export), scheduler, "CPU", properties)

@@ -1,0 +1,163 @@
+"""Starts the service, the Streamlit client or both on this machine, and stops them together: `python -m parley.up`."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = "127.0.0.1"
+READY_SECONDS = 900.0
+STOP_SECONDS = 40.0
+
+
+class NotStarted(Exception):
+    """A program could not be started; the message is one line."""
+
+
+@dataclass
+class Program:
+    """One program, and how to see that it is ready."""
+
+    name: str
+    port: int
+    variable: str
+    command: list[str]
+    ready_path: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{HOST}:{self.port}"
+
+    def start(self) -> None:
+        """Starts it in a process group of its own, so that a Ctrl-C reaches it through us alone."""
+        environment = {**os.environ, **self.environment}
+        self.process = subprocess.Popen(self.command, cwd=ROOT, env=environment, start_new_session=True)
+
+    def is_ready(self) -> bool:
+        """Whether it answers.
+
+        Raises:
+            NotStarted: when it has ended instead.
+        """
+        assert self.process is not None
+        if (status := self.process.poll()) is not None:
+            raise NotStarted(f"the {self.name} ended with status {status}; its last lines are above")
+        try:
+            return requests.get(self.url + self.ready_path, timeout=2).status_code == requests.codes.ok
+        except requests.RequestException:
+            return False
+
+    def stop(self) -> None:
+        """Asks it to stop, and ends it when it does not."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def service(port: int) -> Program:
+    """The Bento service."""
+    command = [sys.executable, "-m", "bentoml", "serve", "service:Parley", "--host", HOST, "--port", str(port)]
+    return Program("service", port, "PORT", command, "/readyz", {"BENTOML_DO_NOT_TRACK": "True"})
+
+
+def client(port: int, service_url: str) -> Program:
+    """The Streamlit client."""
+    options = {"port": port, "address": HOST, "headless": "true"}
+    flags = [f"--server.{key}={value}" for key, value in options.items()]
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *flags, "--browser.gatherUsageStats=false"]
+    return Program("client", port, "UI_PORT", command, "/_stcore/health", {"PARLEY_URL": service_url})
+
+
+def refuse_taken_port(program: Program) -> None:
+    """Raises `NotStarted` when another program listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, program.port))
+        except OSError:
+            message = f"port {program.port} is taken; choose another for the {program.name} with {program.variable}=..."
+            raise NotStarted(message) from None
+
+
+def wait_until_ready(programs: list[Program]) -> None:
+    """Returns when all answer; raises `NotStarted` when one ends or the time is up."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not all([program.is_ready() for program in programs]):
+        if time.monotonic() > deadline:
+            raise NotStarted(f"not ready within {READY_SECONDS:g} s")
+        time.sleep(0.2)
+
+
+def announce(programs: list[Program]) -> None:
+    """Prints where everything is, and one request to try."""
+    print()
+    for program in programs:
+        print(f"  {program.name:8} {program.url}")
+    if programs[0].name == "service":
+        print(
+            f"\n  curl -s {programs[0].url}/chat -H 'Content-Type: application/json' "
+            """-d '{"user_input": "Who is Batman?"}'"""
+        )
+    print("\n  Ctrl-C stops everything.\n", flush=True)
+
+
+def run(programs: list[Program]) -> None:
+    """Runs the programs until one ends or a signal comes."""
+    try:
+        for program in programs:
+            refuse_taken_port(program)
+        for program in programs:
+            program.start()
+        wait_until_ready(programs)
+        announce(programs)
+        while True:
+            time.sleep(0.5)
+            for program in programs:
+                if program.process and (status := program.process.poll()) is not None:
+                    raise NotStarted(f"the {program.name} ended with status {status}")
+    finally:
+        for program in reversed(programs):
+            program.stop()
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point; exits with 1 and one line when something cannot be started."""
+    parser = argparse.ArgumentParser(prog="python -m parley.up", description=__doc__)
+    parser.add_argument("what", choices=["all", "service", "client"])
+    parser.add_argument("--port", type=int, default=3000, help="the service's port")
+    parser.add_argument("--ui-port", type=int, default=8501, help="the client's port")
+    arguments = parser.parse_args()
+    backend = service(arguments.port)
+    page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if arguments.what == "client" else backend.url)
+    chosen = {"all": [backend, page], "service": [backend], "client": [page]}[arguments.what]
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        run(chosen)
+    except NotStarted as error:
+        sys.exit(f"parley: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The command line, as a shell and a terminal see it."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from scripted import chat_service, scripted, streams
+
+COMMAND = [sys.executable, "-m", "parley.cli"]
+NOBODY = "http://127.0.0.1:9"
+
+
+def parley(url: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PARLEY_URL": url, "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=text,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [(["hi, 日本 $5"], ""), ([], "hi, 日本 $5\n"), (["-"], "hi, 日本 $5\n")]
+)
+def test_ask_prints_the_answer_and_nothing_else(echo_service, arguments, text):
+    """`parley ask` cannot be used in a pipe: its question or its answer picks up something else."""
+    done = parley(echo_service.url, "ask", *arguments, text=text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hi, 日本 $5\n", "")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["ask", "hi"], "Nothing answers"), (["health"], "Nothing answers")])
+def test_failure_is_one_line_and_a_status(arguments, words):
+    """A script that uses the command takes a failure for an answer, or its user sees a traceback."""
+    done = parley(NOBODY, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"parley: {words}[^\n]*\n", done.stderr)
+
+
+def test_ask_without_a_question_fails(echo_service):
+    """An empty pipe is sent to the model as a question."""
+    done = parley(echo_service.url, "ask", text=" \n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no question" in done.stderr
+
+
+def test_ask_fails_when_the_answer_is_cut():
+    """A cut answer in a pipe looks whole."""
+
+    half = streams(b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n')
+    with scripted(chat_service(half)) as server:
+        done = parley(server.url, "ask", "hi")
+    assert (done.returncode, done.stdout) == (1, "half")
+    assert done.stderr == "parley: The connection broke before the answer was complete.\n"
+
+
+def test_health_names_the_model(echo_service):
+    """`parley health` says ready without having asked what serves."""
+    done = parley(echo_service.url, "health")
+    assert done.returncode == 0
+    assert done.stdout == f"{echo_service.url} is ready and serves echo\n"
+
+
+def test_reader_that_leaves_early_gives_no_traceback(echo_service):
+    """`parley ask ... | head` ends in a BrokenPipeError traceback."""
+    command = f"{sys.executable} -m parley.cli --url {echo_service.url} ask 'slow {'word ' * 20}' | head -c 4"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("slow", "")
+
+
+class Terminal:
+    """A chat in a pseudo-terminal."""
+
+    def __init__(self, controller: int, process: subprocess.Popen[bytes]) -> None:
+        self._controller = controller
+        self.process = process
+        self._seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._controller, text.encode())
+
+    def until(self, pattern: str) -> str:
+        """What is printed up to a pattern; forgets it."""
+        deadline = time.monotonic() + 30
+        while not (found := re.search(pattern, self._seen)):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {self._seen!r}"
+            if select.select([self._controller], [], [], 0.1)[0]:
+                self._seen += os.read(self._controller, 65536).decode(errors="replace")
+        before, self._seen = self._seen[: found.end()], self._seen[found.end() :]
+        return before
+
+
+@contextmanager
+def terminal(url: str, *arguments: str) -> Iterator[Terminal]:
+    controller, side = pty.openpty()
+    environment = {**os.environ, "PARLEY_URL": url, "TERM": "dumb"}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
+    os.close(side)
+    try:
+        yield Terminal(controller, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
+
+
+def test_chat_answers_stops_clears_and_leaves(echo_service):
+    """Ctrl-C ends the program instead of the answer, or a stopped answer blocks the next question."""
+    with terminal(echo_service.url, "chat") as chat:
+        chat.until("> ")
+        chat.type("slow " + "word " * 200 + "\n")
+        chat.until("\nslow word word")
+        chat.process.send_signal(signal.SIGINT)
+        chat.until(r"\(stopped\)\s+> ")
+        chat.type("/clear\n")
+        chat.until("> ")
+        chat.type("hello again\n")
+        chat.until(r"\nhello again\s+> ")
+        chat.type("\x04")
+        assert chat.process.wait(30) == 0
+
+
+def test_chat_goes_on_after_a_failure():
+    """A service that is down for a moment ends the whole chat."""
+    with terminal(NOBODY, "chat") as chat:
+        chat.until("> ")
+        chat.type("hello\n")
+        chat.until(r"parley: Nothing answers[^\n]*\s+> ")
+        chat.type("\x04")
+        assert chat.process.wait(30) == 0
+
+
+def test_model_text_cannot_command_the_terminal(echo_service):
+    """An escape sequence in an answer changes colours, the title, or the clipboard of the person's terminal."""
+    with terminal(echo_service.url, "ask", "a \x1b]0;title\x07 b") as shown:
+        printed = shown.until(" b")
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
+    assert "title" in printed

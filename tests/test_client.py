@@ -1,0 +1,233 @@
+"""The client, against the real service, and against servers that misbehave in every way that a network allows."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from scripted import STREAM_HEAD, Say, answers, chunked, scripted, streams
+
+from parley.client import Client, EventData, Reply, Unreachable
+from parley.contract.chat import Message
+from parley.contract.errors import ErrorCode, ParleyError
+
+HELLO = [Message("user", "hello")]
+ODD = "slow-er: $5, 'quotes' \"twice\", `code`, <b>, 日本語, 🦇, e\u0301, \u2028 and a tab\t."
+
+
+def chunk(text: str) -> bytes:
+    body = {"model": "m", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], "usage": None}
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def pieces(server_url: str, **options: float) -> list[str]:
+    with Client(server_url, model="m", **options) as client, client.stream(HELLO) as stream:
+        return list(stream)
+
+
+def test_stream_and_chat_give_the_same_bytes(echo_service):
+    """Text is changed on its way: quotes, dollars, line separators or characters outside the BMP come back different."""
+    with Client(echo_service.url) as client:
+        with client.stream([Message("user", ODD)]) as stream:
+            texts = list(stream)
+        whole = client.chat([Message("user", ODD)])
+    assert "".join(texts) == stream.reply.text == whole.text == ODD
+    assert len(texts) > 1
+    assert stream.reply.usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert (whole.finish_reason, whole.model) == ("stop", "echo")
+
+
+def test_embedded_model_answers(service):
+    """The client and the default service do not speak the same contract."""
+    with Client(service.url) as client:
+        assert client.ready()
+        reply = client.chat([Message("user", "Who is Batman?")], max_tokens=8, temperature=0, seed=1)
+        assert reply.text
+        assert reply.usage is not None
+        assert 0 < reply.usage.completion_tokens <= 8
+
+
+def test_service_refusal_is_raised_with_its_code_and_param(echo_service):
+    """A refused request looks like an empty answer, or loses the name of the field at fault."""
+    with Client(echo_service.url) as client, pytest.raises(ParleyError) as caught:
+        client.chat(HELLO, temperature="warm")
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_VALUE, "temperature")
+
+
+def test_leaving_a_stream_stops_the_answer_on_the_server(echo_service):
+    """A stopped answer goes on being generated and keeps its place: the next one on the same client must still work."""
+    with Client(echo_service.url) as client:
+        with client.stream([Message("user", "slow " + "word " * 500)]) as stream:
+            first = next(iter(stream))
+        assert first
+        with pytest.raises(RuntimeError, match="not complete"):
+            _ = stream.reply
+        assert client.chat(HELLO).text == "hello"
+
+
+def test_events_are_the_same_wherever_the_network_cuts():
+    """A cut inside a UTF-8 character, a line end or a field name loses or garbles text."""
+    raw = b': keep-alive\n\nevent: x\r\ndata: {"a": "\xe6\x97\xa5"}\r\n\r\nid: 1\ndata:one\ndata: two\n\n' + DONE
+    whole = list(EventData().feed(raw))
+    assert whole == [b'{"a": "\xe6\x97\xa5"}', b"one\ntwo", b"[DONE]"]
+    for cut in range(len(raw)):
+        events = EventData()
+        assert [*events.feed(raw[:cut]), *events.feed(raw[cut:])] == whole
+
+
+def test_text_is_right_when_every_byte_comes_alone():
+    """Decoding network chunks instead of events breaks every character that a chunk splits."""
+    raw = b": comment\n\n" + chunk("日") + chunk("本🦇") + DONE
+    with scripted(streams(*(raw[i : i + 1] for i in range(len(raw))))) as server:
+        assert pieces(server.url) == ["日", "本🦇"]
+
+
+def test_cut_stream_is_an_error_after_its_text():
+    """A server that dies mid-answer gives a short answer that looks whole."""
+
+    def script(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD + chunked(chunk("half an ans")))
+
+    with scripted(script) as server, Client(server.url, model="m") as client, client.stream(HELLO) as stream:
+        texts = iter(stream)
+        assert next(texts) == "half an ans"
+        with pytest.raises(ParleyError, match="before the answer was complete"):
+            next(texts)
+        with pytest.raises(RuntimeError):
+            _ = stream.reply
+
+
+def test_well_ended_body_without_done_is_an_error():
+    """A proxy that ends the body properly hides that the server behind it was cut off."""
+    with scripted(streams(chunk("half"))) as server, pytest.raises(ParleyError) as caught:
+        pieces(server.url)
+    assert caught.value.code is ErrorCode.UPSTREAM_ERROR
+
+
+def test_error_frame_is_raised():
+    """A failure after the first token is shown as the end of the answer."""
+    frame = json.dumps(
+        {"error": {"message": "The model failed.", "type": "server_error", "param": None, "code": "engine_error"}}
+    )
+    with scripted(streams(chunk("half"), f"data: {frame}\n\n".encode())) as server:
+        with pytest.raises(ParleyError, match=r"The model failed\.") as caught:
+            pieces(server.url)
+    assert caught.value.code is ErrorCode.ENGINE_ERROR
+
+
+@pytest.mark.parametrize("head", [b"", STREAM_HEAD + chunked(chunk("half"))])
+def test_silence_ends_with_an_error(head):
+    """A server that hangs, before or in its answer, hangs its client for ever."""
+    quiet = threading.Event()
+
+    def script(_: bytes, say: Say) -> None:
+        say(head)
+        quiet.wait(30)
+
+    with scripted(script) as server, pytest.raises(ParleyError) as caught:
+        pieces(server.url, timeout=0.2)
+    quiet.set()
+    assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
+
+
+def test_close_from_another_thread_wakes_the_reader_and_hangs_up():
+    """The stop button does nothing while a slow server is silent, and the server never learns of it."""
+
+    def script(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD + chunked(chunk("half")))
+        while True:
+            time.sleep(0.05)
+            if stopped.is_set():
+                say(chunked(b": keep-alive\n\n"))
+
+    stopped = threading.Event()
+    with scripted(script) as server, Client(server.url, model="m") as client:
+        stream = client.stream(HELLO)
+        texts = iter(stream)
+        assert next(texts) == "half"
+        threading.Timer(0.2, lambda: (stream.close(), stopped.set())).start()
+        with pytest.raises(ParleyError):
+            next(texts)
+        assert server.left.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "message"),
+    [
+        ("429 Too Many", '{"error": {"message": "full", "code": "queue_full", "param": null}}', "queue_full", "full"),
+        ("400 Bad", '{"error": {"message": "no such", "code": 400, "param": "n"}}', "invalid_value", "no such"),
+        ("404 Not Found", '{"object": "error", "message": "unknown model", "code": 404}', "not_found", "unknown model"),
+        ("503 Unavailable", '{"error": "overloaded"}', "engine_unavailable", "overloaded"),
+        ("418 Teapot", "[]", "upstream_error", "The service answered with HTTP 418."),
+    ],
+)
+def test_other_servers_errors_become_ours(status, body, code, message):
+    """The errors of vLLM, SGLang, BentoML and others end in a KeyError instead of their message."""
+    with scripted(answers(status, body.encode(), more="Retry-After: 7\r\n")) as server:
+        with pytest.raises(ParleyError) as caught:
+            pieces(server.url)
+    assert (caught.value.code.value, caught.value.message) == (code, message)
+    assert caught.value.retry_after == 7.0
+
+
+def test_page_of_a_proxy_is_not_an_answer():
+    """An HTML page at the address gives a traceback instead of words."""
+    page = answers("200 OK", b"<html>Welcome</html>", "text/html")
+    with scripted(page) as server, Client(server.url, model="m") as client:
+        with pytest.raises(ParleyError, match="not a chat service"):
+            client.chat(HELLO)
+        with pytest.raises(ParleyError, match="not a chat service"):
+            client.models()
+
+
+def test_nobody_there_is_said_in_words():
+    """A service that is not started gives requests' own message, which no person understands."""
+    with Client("http://127.0.0.1:9", model="m") as client:
+        with pytest.raises(Unreachable, match=r"Nothing answers at http://127\.0\.0\.1:9\."):
+            client.chat(HELLO)
+        assert not client.ready()
+
+
+def test_address_without_scheme_is_refused():
+    """`localhost:3000` as an address fails late, as if nothing listened there."""
+    with pytest.raises(ValueError, match="begins with http"):
+        Client("localhost:3000")
+
+
+def test_key_is_sent_whatever_netrc_says(tmp_path, monkeypatch):
+    """requests replaces the Authorization header by what a .netrc of the user holds for the host."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with scripted(streams(chunk("hi"), DONE)) as server:
+        with Client(server.url + "/v1/", api_key="sk-1", model="m") as client, client.stream(HELLO) as stream:
+            assert list(stream) == ["hi"]
+        assert b"\r\nAuthorization: Bearer sk-1\r\n" in server.requests[0]
+        assert server.requests[0].startswith(b"POST /v1/chat/completions ")
+
+
+def test_server_that_counts_nothing_gives_no_usage():
+    """Usage that nobody counted is made up, or its absence is an error."""
+    with scripted(streams(chunk("hi"), DONE)) as server:
+        with Client(server.url, model="m") as client, client.stream(HELLO) as stream:
+            list(stream)
+        assert stream.reply == Reply("hi", None, None, "m")
+
+
+def test_needs_no_model_library_and_no_server_library():
+    """The page or the command line can no longer be installed without torch or the service's packages."""
+    heavy = "torch transformers bentoml fastapi starlette openvino msgspec"
+    check = (
+        "import sys, parley.client, parley.cli\n"
+        f"loaded = set({heavy!r}.split()) & set(sys.modules)\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[1])

@@ -1,0 +1,295 @@
+"""The page without a browser: both entry points through AppTest, and its parts."""
+
+import csv
+import io
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from scripted import STREAM_HEAD, Say, chat_service, chunked, free_port, scripted, streams
+from streamlit.testing.v1 import AppTest
+
+from parley.client import Reply
+from parley.contract.chat import Message
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.openai import PromptTokensDetails, Usage
+
+FRONTEND = Path(__file__).parents[1] / "frontend"
+sys.path.insert(0, str(FRONTEND))  # as `streamlit run` does
+
+from answer import Answer, Outcome  # noqa: E402
+from conversation import Conversation  # noqa: E402
+from display import shown  # noqa: E402
+from downloads import as_csv, as_json, as_markdown  # noqa: E402
+from prices import Prices, dollars  # noqa: E402
+from settings import Settings, SettingsError  # noqa: E402
+
+ODD = "It costs $5 or $6.\nSay \"hi\", 'ho': <b>x</b> ![p](http://e/p.png) :red[r]\n\n```py\nprice = '$5'\n```\n日本 🦇"
+
+
+def usage(prompt: int, completion: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptTokensDetails(),
+    )
+
+
+@pytest.fixture(params=["app.py", "monolith.py"])
+def page(request, monkeypatch, echo_service) -> AppTest:
+    """A fresh session of each page, on the model-free engine."""
+    monkeypatch.setenv("PARLEY_URL", echo_service.url)
+    monkeypatch.setenv("PARLEY_ENGINE", "echo")
+    started = AppTest.from_file(str(FRONTEND / request.param), default_timeout=60).run()
+    wait_for(started, lambda: "Ready" in texts(started))
+    return started
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A fresh session of app.py with the address of a service."""
+
+    def start(url: str) -> AppTest:
+        monkeypatch.setenv("PARLEY_URL", url)
+        return AppTest.from_file(str(FRONTEND / "app.py"), default_timeout=60).run()
+
+    return start
+
+
+def texts(page: AppTest) -> str:
+    return "\n".join(str(element.value) for element in (*page.markdown, *page.text, *page.caption, *page.error))
+
+
+def labels(page: AppTest) -> list[str]:
+    return [button.label for button in page.button]
+
+
+def click(page: AppTest, label: str) -> None:
+    next(button for button in page.button if button.label == label).click().run()
+
+
+def wait_for(page: AppTest, holds) -> None:
+    """Reruns the page, as its fragments do in a browser, until something holds."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, texts(page)
+        page.session_state.session.watch.forget()
+        page.run()
+    assert not page.exception
+
+
+def ask(page: AppTest, question: str) -> None:
+    page.chat_input[0].set_value(question).run()
+
+
+def answered(page: AppTest) -> None:
+    wait_for(page, lambda: page.session_state.session.answer is None)
+
+
+def messages(page: AppTest) -> list[Message]:
+    return page.session_state.session.conversation.messages
+
+
+def test_conversation_keeps_every_byte(page):
+    """What is shown leaks into what is kept: an escaped dollar or a stripped line end goes back to the model."""
+    ask(page, ODD)
+    answered(page)
+    assert messages(page) == [Message("user", ODD), Message("assistant", ODD)]
+    ask(page, "and again")
+    answered(page)
+    assert [message.role for message in messages(page)] == ["user", "assistant", "user", "assistant"]
+    assert messages(page)[-1].content.strip() == "and again"
+    assert "tokens read" in texts(page)
+    assert "$0" not in texts(page)  # no price, no cost
+
+
+def test_answer_survives_reruns_and_can_be_stopped(page):
+    """A click on any widget kills the stream; or the stop button loses what had come."""
+    ask(page, "slow " + "word " * 300)
+    wait_for(page, lambda: "slow word" in page.session_state.session.answer.text)
+    assert "Stop" in labels(page)
+    before = page.session_state.session.answer.text
+    page.run()
+    wait_for(page, lambda: len(page.session_state.session.answer.text) > len(before))
+    click(page, "Stop")
+    answered(page)
+    question, part = messages(page)
+    assert question.content.startswith(part.content)
+    assert "Cut short" in texts(page)
+    assert "Retry" in labels(page)
+
+
+def test_suggestion_asks_and_clear_empties(page):
+    """The buttons of an empty page do nothing, or stay; clearing leaves something behind."""
+    suggestions = labels(page)[:4]
+    click(page, suggestions[0])
+    answered(page)
+    assert messages(page)[0] == Message("user", suggestions[0])
+    assert suggestions[1] not in labels(page)
+    click(page, "Clear")
+    assert messages(page) == []
+    assert suggestions[1] in labels(page)
+    assert page.session_state.session.conversation.spent  # what it took is not forgotten
+
+
+def test_sessions_do_not_share_a_conversation(page, request):
+    """One user's conversation appears on another's page."""
+    ask(page, "mine alone")
+    answered(page)
+    other = AppTest.from_file(str(FRONTEND / request.node.callspec.params["page"]), default_timeout=60).run()
+    assert "mine alone" not in texts(other)
+
+
+def test_service_that_is_down_loses_nothing(alone):
+    """A service that is down gives a traceback, or the person has to type the question again."""
+    port = free_port()
+    page = alone(f"http://127.0.0.1:{port}")
+    assert "cannot be reached" in texts(page)
+    ask(page, "are you there?")
+    answered(page)
+    assert "Nothing is lost" in texts(page)
+    yes = b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
+    with scripted(chat_service(streams(yes)), port):
+        click(page, "Retry")
+        answered(page)
+        assert messages(page) == [Message("user", "are you there?"), Message("assistant", "yes")]
+        assert not page.error
+
+
+def test_service_that_breaks_mid_answer_keeps_the_part(alone):
+    """The text that came before a failure vanishes, at once or with a retry that fails as well."""
+    half = b'data: {"choices": [{"delta": {"content": "half an ans"}}]}\n\n'
+    attempts = []
+
+    def script(request: bytes, say: Say) -> None:
+        attempts.append(request)
+        say(STREAM_HEAD + (chunked(half) if len(attempts) == 1 else b""))
+
+    with scripted(chat_service(script)) as server:
+        page = alone(server.url)
+        for _ in range(2):
+            if page.session_state.session.conversation.turns:
+                click(page, "Retry")
+            else:
+                ask(page, "hi")
+            answered(page)
+            assert messages(page) == [Message("user", "hi"), Message("assistant", "half an ans")]
+            assert "The answer broke off." in texts(page)
+    sent = [json.loads(request.partition(b"\r\n\r\n")[2])["messages"] for request in attempts]
+    assert sent == [[{"role": "user", "content": "hi"}]] * 2  # a retry does not send the part of an answer
+
+
+def test_price_gives_a_cost(alone, echo_service, monkeypatch):
+    """The cost is missing, or is not that of the counted tokens."""
+    monkeypatch.setenv("PARLEY_UI_PRICE_INPUT", "1000000")
+    monkeypatch.setenv("PARLEY_UI_PRICE_OUTPUT", "2000000")
+    page = alone(echo_service.url)
+    ask(page, "hello")
+    answered(page)
+    counted = page.session_state.session.conversation.turns[-1].usage
+    cost = counted.prompt_tokens + 2 * counted.completion_tokens
+    assert f"\\${cost}.00" in texts(page)
+
+
+def test_wrong_setting_is_named_on_the_page(alone, monkeypatch, echo_service):
+    """A mistyped price is taken for none."""
+    monkeypatch.setenv("PARLEY_UI_PRICE_INPUT", "cheap")
+    assert "PARLEY_UI_PRICE_INPUT=cheap" in texts(alone(echo_service.url))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARLEY_URL", "localhost:3000"),
+        ("PARLEY_UI_PRICE_INPUT", "-1"),
+        ("PARLEY_UI_PRICE_OUTPUT", "1"),
+        ("PARLEY_UI_MAX_INPUT_CHARS", "0"),
+        ("PARLEY_UI_MAX_INPUT_CHARS", "many"),
+        ("PARLEY_UI_MAX_CHARS", "5"),
+    ],
+)
+def test_wrong_settings_are_refused(name, value):
+    """A wrong or unknown setting has no effect, and nobody is told."""
+    with pytest.raises(SettingsError, match="PARLEY_"):
+        Settings.from_env({name: value})
+
+
+def test_settings_are_read():
+    """A right setting has no effect."""
+    environment = {"PARLEY_UI_PRICE_INPUT": "0.5", "PARLEY_UI_PRICE_OUTPUT": "0", "PARLEY_UI_MAX_INPUT_CHARS": "9"}
+    expected = Settings("http://x", "key", Prices(0.5, 0.0), 9)
+    assert Settings.from_env({"PARLEY_URL": "http://x", "PARLEY_API_KEY": "key", **environment}) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("$5 and $6", r"\$5 and \$6"),
+        (r"\$5 and \\$6", r"\$5 and \\\$6"),
+        ("`$a$` costs $5", r"`$a$` costs \$5"),
+        ("```\n$x :red[y]\n```\n$5", "```\n$x :red[y]\n```  \n\\$5"),
+        ("~~~\n$x", "~~~\n$x"),
+        (":red[x] ::y[z] 10:30 https://e", r"\:red[x] \:\:y[z] 10:30 https://e"),
+        ("![p](u) [l](u)", r"!\[p](u) [l](u)"),
+        ("one\ntwo", "one  \ntwo"),
+        ("a ` b $5", r"a ` b \$5"),
+    ],
+)
+def test_display_makes_only_what_acts_plain(text, expected):
+    """Model text becomes a formula, a colour or a picture from elsewhere; or code shows backslashes of ours."""
+    assert shown(text) == expected
+
+
+MESSAGES = [Message("user", ODD), Message("assistant", '=1+1, "quoted"\r\nnext')]
+
+
+def test_downloads_hold_every_byte():
+    """A downloaded conversation differs from the one on the page."""
+    rows = list(csv.reader(io.StringIO(as_csv(MESSAGES).decode(), newline="")))
+    assert rows == [["role", "content"], *map(list, MESSAGES)]
+    assert [Message(**turn) for turn in json.loads(as_json(MESSAGES))] == MESSAGES
+    assert all(message.content in as_markdown(MESSAGES).decode() for message in MESSAGES)
+
+
+def test_whole_answer_replaces_a_part_and_nothing_replaces_nothing():
+    """A retry doubles the answer, or an empty attempt deletes what an earlier one had brought."""
+    talk = Conversation()
+    failure = ParleyError(ErrorCode.ENGINE_ERROR, "The model failed.")
+    talk.ask("hi")
+    talk.cut("half", failure)
+    talk.cut("", failure)
+    assert [message.content for message in talk.messages] == ["hi", "half"]
+    talk.complete(Reply("whole", usage(3, 4), "stop", "m"))
+    assert [message.content for message in talk.messages] == ["hi", "whole"]
+    assert (talk.failure, talk.unanswered, talk.uncounted, len(talk.spent)) == (None, False, 1, 1)
+
+
+def test_bug_in_a_backend_ends_the_answer(monkeypatch):
+    """An error that nobody thought of leaves the page waiting for ever."""
+
+    class Broken:
+        def stream(self, _):
+            raise ZeroDivisionError
+
+    logged = []
+    monkeypatch.setattr(threading, "excepthook", lambda hook: logged.append(hook.exc_type))
+    answer = Answer(Broken(), MESSAGES)
+    while answer.look() is Outcome.RUNNING:
+        time.sleep(0.01)
+    assert "its log says why" in answer.failure.message
+    wait = time.monotonic() + 30
+    while not logged and time.monotonic() < wait:
+        time.sleep(0.01)
+    assert logged == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"), [(0, "$0.00"), (0.000012, "$0.000012"), (0.01, "$0.01"), (12.345, "$12.35")]
+)
+def test_dollars(amount, text):
+    """A cost below a cent is shown as nothing."""
+    assert dollars(amount) == text

@@ -1,0 +1,317 @@
+"""Model folders: found, downloaded, converted, and refused when they are hostile or broken."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from parley.engine.model import ModelError, resolve
+from tests.models_decoder import build_llama, build_qwen2
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return build_llama(tmp_path / "model")
+
+
+def refusal(model: Path | str, cache: Path) -> str:
+    """The one line that a model is refused with."""
+    with pytest.raises(ModelError) as error:
+        resolve(str(model), cache)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def to_pickle(folder: Path, shards: int = 1, zipped: bool = True) -> dict[str, torch.Tensor]:
+    """Replaces a folder's safetensors by pickled weights, as older models have them; returns the weights."""
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    for number in range(shards):
+        name = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
+        part = {key: state[key] for key in names[number::shards]}
+        torch.save(part, folder / name, _use_new_zipfile_serialization=zipped)
+    return state
+
+
+class Bomb:
+    """Unpickling it calls `touch`."""
+
+    def __init__(self, canary: Path) -> None:
+        self._canary = canary
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self._canary}",)
+
+
+def test_a_local_folder_becomes_a_model(model: Path, tmp_path: Path) -> None:
+    """Fails when a plain, good folder is refused or misread."""
+    folder = resolve(str(model), tmp_path / "cache")
+    assert (folder.name, folder.path, folder.model_type, folder.encoder_decoder) == ("model", model, "llama", False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_pocket_is_the_embedded_folder(model: Path, tmp_path: Path) -> None:
+    """Fails when the default model is looked for in the working directory."""
+    folder = resolve("pocket", tmp_path, pocket=model)
+    assert (folder.name, folder.path) == ("pocket", model)
+
+
+def test_no_such_folder_is_one_line(tmp_path: Path) -> None:
+    """Fails when a mistyped path is sent to the hub."""
+    assert "no such folder" in refusal(tmp_path / "nowhere", tmp_path)
+
+
+def test_resolving_imports_no_model_library() -> None:
+    """Fails when the API process pays seconds and gigabytes for torch."""
+    done = run_python("import parley.engine.model, sys; assert not {'torch', 'transformers'} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_failed_download_names_model_cause_and_way_out(tmp_path: Path, settings: dict[str, str]) -> None:
+    """Fails when a machine without the hub shows a traceback."""
+    code = f"""
+from pathlib import Path
+from parley.engine.model import ModelError, resolve
+try:
+    resolve("facebook/blenderbot-400M-distill", Path({str(tmp_path)!r}))
+except ModelError as error:
+    print(error)
+"""
+    lines = run_python(code, HF_HOME=str(tmp_path), **settings).stdout.splitlines()
+    assert len(lines) == 1
+    assert "facebook/blenderbot-400M-distill" in lines[0]
+    assert "local folder or 'pocket'" in lines[0]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few routes of the hub that a download uses, over one folder; counts what was asked for."""
+
+    def __init__(self, folder: Path, asked: list[str], *arguments: object) -> None:
+        self._folder = folder
+        self._asked = asked
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        """The model's description, its file tree, or a file."""
+        if "/resolve/" in self.path:
+            name = self.path.rsplit("/", 1)[1]
+            self._asked.append(name)
+            return self._answer((self._folder / name).read_bytes(), "application/octet-stream")
+        files = sorted(path for path in self._folder.iterdir() if path.is_file())
+        if "/tree/" in self.path:
+            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+            return self._answer(json.dumps(tree).encode(), "application/json")
+        description = {"id": "owner/name", "sha": "a" * 40, "siblings": [{"rfilename": p.name} for p in files]}
+        return self._answer(json.dumps(description).encode(), "application/json")
+
+    do_HEAD = do_GET
+
+    def _answer(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hash(body) & 0xFFFFFFFF:08x}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[tuple[str, list[str]]]:
+    """A hub on this machine that has `model` as `owner/name`; its address and the files asked of it."""
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, model, asked))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_hub_id_is_downloaded(hub: tuple[str, list[str]], model: Path, tmp_path: Path, pickled: bool) -> None:
+    """Fails when a download lacks a file, or fetches pickled weights beside safetensors."""
+    if pickled:
+        to_pickle(model)
+    else:
+        (model / "pytorch_model.bin").write_bytes(b"never asked for")
+    address, asked = hub
+    code = f"""
+from pathlib import Path
+from parley.engine.model import resolve
+folder = resolve("owner/name@main", Path({str(tmp_path / "cache")!r}))
+print(folder.name, (folder.path / "model.safetensors").stat().st_size)
+"""
+    done = run_python(code, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "hub"), HF_HUB_DISABLE_XET="1")
+    assert done.stdout.split()[:1] == ["owner/name"], done.stderr
+    assert ("pytorch_model.bin" in asked) is pickled
+
+
+HOSTILE_JSON = {
+    "auto_map": ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}),
+    "tokenizer auto_map": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}}),
+    "_attn_implementation_internal": ("config.json", {"_attn_implementation_internal": "evil/kernel"}),
+    "kernel": ("config.json", {"attn_implementation": "evil/kernel"}),
+    "nested": ("config.json", {"text_config": {"layers": [{"trust_remote_code": True}]}}),
+    "generation": ("generation_config.json", {"nested": {"trust_remote_code": True}}),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_JSON)
+def test_a_config_that_asks_for_code_is_refused(model: Path, tmp_path: Path, case: str) -> None:
+    """Fails when a model folder can choose what this machine imports."""
+    name, changes = HOSTILE_JSON[case]
+    edit(model / name, **changes)
+    assert "never run" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'"text"', b"[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_broken_config_is_refused(model: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    """Fails when malformed JSON ends in a traceback."""
+    (model / name).write_bytes(content)
+    assert name in refusal(model, tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    """Fails when a model can make us read, or serve, any file of the machine."""
+    (model / "extra").mkdir()
+    (model / "extra" / "data.txt").symlink_to("/etc/hostname")
+    assert "link out of" in refusal(model, tmp_path)
+
+
+def test_links_inside_the_hub_s_cache_are_fine(model: Path, tmp_path: Path) -> None:
+    """Fails when nothing that the hub downloaded can be used: its snapshots are links to blobs."""
+    snapshot, blobs = tmp_path / "models--o--n" / "snapshots" / "abc", tmp_path / "models--o--n" / "blobs"
+    snapshot.mkdir(parents=True)
+    model.rename(blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert resolve(str(snapshot), tmp_path).path == snapshot
+    (snapshot / "more.txt").symlink_to("../../../other")
+    assert "link out of" in refusal(snapshot, tmp_path)
+
+
+def test_a_pipe_in_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    """Fails when opening a file of the folder can block for ever."""
+    os.mkfifo(model / "tokenizer.model")
+    assert "regular file" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"])
+def test_a_missing_part_is_named(model: Path, tmp_path: Path, missing: str) -> None:
+    """Fails when an incomplete folder is found out only by a traceback of the loader."""
+    (model / missing).unlink()
+    word = {"tokenizer.json": "tokenizer", "chat_template.jinja": "chat template"}.get(missing, missing)
+    assert word in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])
+def test_truncated_weights_are_refused(model: Path, tmp_path: Path, keep: int) -> None:
+    """Fails when an interrupted download is loaded up to where it ends."""
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "damaged" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize("header", [b"\xff" * 8, (2**40).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]"])
+def test_a_malformed_weights_header_is_refused(model: Path, tmp_path: Path, header: bytes) -> None:
+    """Fails when a header's claimed size is believed."""
+    (model / "model.safetensors").write_bytes(header + b"{}" * 100)
+    assert "damaged" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../../secret"}}', '{"weight_map": {"a": ["b"]}}'],
+)
+def test_an_index_may_only_name_tensors_that_are_there(model: Path, tmp_path: Path, index: str) -> None:
+    """Fails when a shards' index reaches out of the folder, or promises what no shard holds."""
+    (model / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json" in refusal(model, tmp_path)
+
+
+@pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)])
+def test_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zipped: bool) -> None:
+    """Fails when a converted model differs from its pickle, tied embeddings included, or is converted anew each time."""
+    model, cache = build_qwen2(tmp_path / "model"), tmp_path / "cache"
+    state = to_pickle(model, shards, zipped)
+    folder = resolve(str(model), cache)
+    converted = {key: value for path in folder.path.glob("*.safetensors") for key, value in load_file(path).items()}
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[key], state[key]) for key in state)
+    assert AutoModelForCausalLM.from_pretrained(folder.path).config.model_type == "qwen2"
+    before = folder.path.stat().st_mtime_ns
+    assert resolve(str(model), cache).path.stat().st_mtime_ns == before
+    assert [path.name for path in cache.iterdir()] == [folder.path.name]
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "legacy", "values"])
+def test_a_pickle_that_runs_code_is_refused(model: Path, tmp_path: Path, kind: str) -> None:
+    """Fails when loading a model can run a command on this machine."""
+    canary, path = tmp_path / "canary", model / "pytorch_model.bin"
+    (model / "model.safetensors").unlink()
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"weight": Bomb(canary)}))
+    elif kind == "values":
+        torch.save({"weight": "no tensor"}, path)
+    else:
+        torch.save({"weight": Bomb(canary)}, path, _use_new_zipfile_serialization=kind == "zip")
+    assert "ask its publisher for safetensors" in refusal(model, tmp_path / "cache")
+    assert not canary.exists()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_converter_has_no_network() -> None:
+    """Fails when the process that reads pickles can reach even this machine's own ports."""
+    code = """
+import socket
+from parley.engine.runners.convert import leave_network
+listener = socket.create_server(("127.0.0.1", 0))
+if not leave_network():
+    print("refused")
+else:
+    try:
+        socket.create_connection(listener.getsockname(), timeout=5)
+    except OSError:
+        print("cut off")
+"""
+    done = run_python(code)
+    if done.stdout.strip() == "refused":
+        pytest.skip("this kernel lets no process of this user leave the network")
+    assert done.stdout.strip() == "cut off", done.stderr

@@ -1,0 +1,323 @@
+"""The transformers runner on tiny models of real architectures: its tokens against `generate`, and its isolation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from parley.engine.model import ModelError, ModelFolder, resolve
+from parley.engine.runner import Job, Placement, Sampling, Step
+from parley.engine.runners import hardware, transformers
+from parley.engine.runners.transformers import TransformersRunner
+from tests.models_decoder import CONTEXT, build_gpt2, build_llama, build_qwen2, train_tokenizer
+
+FLOAT32 = Placement(device="cpu", dtype="float32")
+GREEDY = Sampling(max_tokens=24, temperature=0)
+NAN_TOKEN = 319
+FAILING_TOKEN = 318
+
+
+def folder_of(path: Path) -> ModelFolder:
+    return resolve(str(path), path.parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return folder_of(build_llama(tmp_path_factory.mktemp("decoder") / "llama"))
+
+
+@pytest.fixture
+def runner(llama: ModelFolder) -> TransformersRunner:
+    return transformers.load(llama, FLOAT32, "a test")
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    """Random prompts without control tokens, and without the two that poison."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(3, 318, (length,), generator=generator).tolist() for length in lengths]
+
+
+def run(runner: TransformersRunner, jobs: list[Job], late: list[Job] | None = None) -> dict[int, Step]:
+    """All answers, each as one step with all its tokens; `late` jobs join while the others decode."""
+    for job in jobs:
+        runner.add(job)
+    tokens: dict[int, list[int]] = {job.id: [] for job in [*jobs, *(late or [])]}
+    ended: dict[int, Step] = {}
+    for count in range(2000):
+        if count == 7:
+            for job in late or []:
+                runner.add(job)
+        for step in runner.step():
+            assert step.id not in ended
+            tokens[step.id] += step.tokens
+            if step.finish or step.error:
+                ended[step.id] = Step(step.id, tokens[step.id], step.finish, step.error, step.cached)
+        if len(ended) == len(tokens):
+            return ended
+    raise AssertionError(f"{len(tokens) - len(ended)} jobs never ended")
+
+
+def generate(folder: ModelFolder, prompt: list[int], **options: Any) -> list[int]:
+    """What transformers' `generate` answers to one prompt alone, without the end token."""
+    model = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+    return [token for token in output if token != 2]
+
+
+def free_cache(runner: TransformersRunner) -> float:
+    """The share of the cache that no request holds; blocks kept only for a later prompt's prefix count as free."""
+    cache = runner._batch._processor.cache
+    cache.evict_cached_blocks()
+    cache.pool.try_to_free_sectors()
+    return float(cache.compute_free_capacity())
+
+
+@pytest.mark.parametrize("build", [build_llama, build_qwen2, build_gpt2])
+def test_greedy_answers_equal_generate_in_a_mixed_batch(build: Callable[..., Path], tmp_path: Path) -> None:
+    """Fails when positions, masks, the cache or a late join change an answer."""
+    folder = folder_of(build(tmp_path / "model"))
+    texts = prompts(1, 2, 33, 64, 5, 200, 130)
+    jobs = [Job(i, text, GREEDY) for i, text in enumerate(texts)]
+    ended = run(transformers.load(folder, FLOAT32, "a test"), jobs[:4], late=jobs[4:])
+    for i, text in enumerate(texts):
+        assert ended[i].tokens == generate(folder, text, max_new_tokens=24, do_sample=False), f"prompt {i}"
+
+
+def test_prompts_too_long_for_one_step_are_prefilled_in_several(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when a prompt that is split over steps attends to the wrong keys."""
+    texts = prompts(400, 410, 420, 430)
+    ended = run(runner, [Job(i, text, GREEDY) for i, text in enumerate(texts)])
+    for i, text in enumerate(texts):
+        assert ended[i].tokens == generate(llama, text, max_new_tokens=24, do_sample=False)
+
+
+def test_shared_prefix_is_reused_and_changes_nothing(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when a second turn pays for its history again, or reads someone else's."""
+    (first,) = prompts(150)
+    assert run(runner, [Job(1, first, GREEDY)])[1].cached == 0
+    second = [*first, 7, 8, 9]
+    ended = run(runner, [Job(2, second, GREEDY)])[2]
+    assert ended.cached == 128
+    assert ended.tokens == generate(llama, second, max_new_tokens=24, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"repetition_penalty": 1.6},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 20, "eos_token_id": list(range(2, 100))},
+        {"suppress_tokens": list(range(3, 200))},
+    ],
+)
+def test_rules_of_the_generation_config_are_followed(rules: dict[str, Any], tmp_path: Path) -> None:
+    """Fails when what the model's publisher asks for is dropped, as continuous batching itself drops it."""
+    folder = folder_of(build_llama(tmp_path / "model", do_sample=False, **rules))
+    texts = prompts(9, 40)
+    ended = run(
+        transformers.load(folder, FLOAT32, "a test"), [Job(i, t, Sampling(max_tokens=24)) for i, t in enumerate(texts)]
+    )
+    stops = rules.get("eos_token_id", [2])
+    for i, text in enumerate(texts):
+        answer = generate(folder, text, max_new_tokens=24)
+        assert ended[i].tokens == (answer[:-1] if answer[-1] in stops else answer)
+
+
+def test_repetition_penalty_of_one_request_is_its_own(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when one request's parameters leak into its neighbours."""
+    (text,) = prompts(20)
+    penalised = Sampling(max_tokens=24, temperature=0, repetition_penalty=1.8)
+    ended = run(runner, [Job(1, text, penalised), Job(2, text, GREEDY)])
+    options = {"max_new_tokens": 24, "do_sample": False}
+    assert ended[1].tokens == generate(llama, text, repetition_penalty=1.8, **options)
+    assert ended[2].tokens == generate(llama, text, **options)
+    assert ended[1].tokens != ended[2].tokens
+
+
+def test_presence_penalty_keeps_tokens_from_coming_back(runner: TransformersRunner) -> None:
+    """Fails when the penalty counts the prompt, or does nothing."""
+    (text,) = prompts(20)
+    tokens = run(runner, [Job(1, text, Sampling(max_tokens=60, temperature=0, presence_penalty=1e4))])[1].tokens
+    plain = run(runner, [Job(2, text, Sampling(max_tokens=60, temperature=0))])[2].tokens
+    assert len(set(tokens)) == len(tokens)
+    assert len(set(plain)) < len(plain)
+
+
+def test_a_seed_gives_the_same_answer_whatever_else_runs(runner: TransformersRunner) -> None:
+    """Fails when requests draw from one random stream, as continuous batching has it."""
+    text, *others = prompts(30, 3, 90, 12, 55)
+    wanted = Job(0, text, Sampling(max_tokens=40, temperature=1.3, seed=11))
+    noise = [Job(i, other, Sampling(max_tokens=17 * i, temperature=1.0)) for i, other in enumerate(others, 1)]
+    alone = run(runner, [wanted])[0].tokens
+    assert run(runner, [*noise[:2], wanted], late=noise[2:])[0].tokens == alone
+    assert run(runner, [Job(0, text, Sampling(max_tokens=40, temperature=1.3, seed=12))])[0].tokens != alone
+
+
+def test_sampled_tokens_follow_the_model_s_distribution(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when temperature, top-k or the draw itself is wrong."""
+    (text,) = prompts(25)
+    count = 1500
+    jobs = [Job(i, text, Sampling(max_tokens=1, temperature=2.5, top_k=6, seed=i)) for i in range(count)]
+    drawn = [token for step in run(runner, jobs).values() for token in step.tokens]
+    model = AutoModelForCausalLM.from_pretrained(llama.path, dtype=torch.float32)
+    with torch.no_grad():
+        top = (model(torch.tensor([text])).logits[0, -1] / 2.5).topk(6)
+    for token, probability in zip(top.indices.tolist(), top.values.softmax(0).tolist(), strict=True):
+        if token != 2:
+            assert drawn.count(token) / count == pytest.approx(probability, abs=0.05)
+    assert set(drawn) <= set(top.indices.tolist())
+
+
+def test_temperature_zero_and_do_sample_are_obeyed(tmp_path: Path) -> None:
+    """Fails when a greedy config samples, when a sampling one does not, or when a request cannot overrule either."""
+    (text,) = prompts(30)
+    sampling = folder_of(build_llama(tmp_path / "sampling", do_sample=True, temperature=1.5))
+    runner = transformers.load(sampling, FLOAT32, "a test")
+    greedy = generate(sampling, text, max_new_tokens=24, do_sample=False)
+    by_config = [run(runner, [Job(1, text, Sampling(max_tokens=24, seed=seed))])[1].tokens for seed in (1, 1, 2)]
+    assert by_config[0] == by_config[1]
+    assert by_config[0] != by_config[2]
+    assert run(runner, [Job(1, text, GREEDY)])[1].tokens == greedy
+    assert run(runner, [Job(1, text, Sampling(max_tokens=24, temperature=1e-9))])[1].tokens == greedy
+
+
+def test_any_of_several_end_tokens_ends_the_answer_unseen(tmp_path: Path, llama: ModelFolder) -> None:
+    """Fails when an end token reaches the text, or only the first of a list counts."""
+    (text,) = prompts(30)
+    plain = generate(llama, text, max_new_tokens=24, do_sample=False)
+    folder = folder_of(build_llama(tmp_path / "model", eos_token_id=[2, plain[9]]))
+    ended = run(transformers.load(folder, FLOAT32, "a test"), [Job(1, text, GREEDY)])[1]
+    assert ended.finish == "stop"
+    assert ended.tokens == plain[: plain.index(plain[9])]
+
+
+def test_an_answer_ends_where_the_context_does(runner: TransformersRunner) -> None:
+    """Fails when a position beyond the model's last is computed."""
+    (text,) = prompts(CONTEXT - 3)
+    ended = run(runner, [Job(1, text, Sampling(max_tokens=50, temperature=0))])[1]
+    assert (ended.finish, len(ended.tokens)) == ("length", 3)
+
+
+@pytest.mark.parametrize(("prompt", "word"), [([], "no tokens"), ([5] * CONTEXT, "no room"), ([5, 320], "vocabulary")])
+def test_a_job_that_cannot_be_served_fails_alone(runner: TransformersRunner, prompt: list[int], word: str) -> None:
+    """Fails when a bad prompt raises in the model and takes the batch with it."""
+    (good,) = prompts(10)
+    ended = run(runner, [Job(1, prompt, GREEDY), Job(2, good, GREEDY)])
+    assert word in str(ended[1].error)
+    assert ended[2].error is None
+
+
+def test_cancel_frees_the_cache_at_once(runner: TransformersRunner) -> None:
+    """Fails when a closed connection keeps its blocks, or its batch place, for even one step."""
+    for i, text in enumerate(prompts(300, 200, 100)):
+        runner.add(Job(i, text, Sampling(max_tokens=100, temperature=0)))
+    runner.add(Job(9, [5], GREEDY))
+    runner.step()
+    assert free_cache(runner) < 1
+    for job in (0, 1, 2, 9, 77):
+        runner.cancel(job)
+    assert free_cache(runner) == 1
+    assert runner.step() == []
+
+
+def test_an_id_is_free_again_after_its_job(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when an answer under a used id holds anything of the former one."""
+    first, second = prompts(31, 32)
+    runner.add(Job(1, first, GREEDY))
+    runner.step()
+    with pytest.raises(ValueError, match="under way"):
+        runner.add(Job(1, second, GREEDY))
+    runner.cancel(1)
+    expected = generate(llama, second, max_new_tokens=24, do_sample=False)
+    assert run(runner, [Job(1, second, GREEDY)])[1].tokens == expected
+    assert run(runner, [Job(1, second, GREEDY)])[1].tokens == expected
+
+
+def test_a_request_whose_scores_are_nan_fails_alone(llama: ModelFolder) -> None:
+    """Fails when one request's NaN reaches its neighbours through a shared attention pass."""
+    runner = transformers.load(llama, FLOAT32, "a test")
+    with torch.no_grad():
+        runner._model.get_input_embeddings().weight[NAN_TOKEN] = torch.nan
+    texts = prompts(*range(3, 18))
+    jobs = [Job(i, text, GREEDY) for i, text in enumerate(texts)]
+    clean = run(runner, jobs)
+    ended = run(runner, [*jobs[:8], Job(99, [5, NAN_TOKEN, 6], GREEDY), *jobs[8:]])
+    assert "finite" in str(ended.pop(99).error)
+    assert {i: step.tokens for i, step in ended.items()} == {i: step.tokens for i, step in clean.items()}
+
+
+@pytest.mark.parametrize("joins", ["at once", "late"])
+def test_a_request_that_raises_in_the_model_fails_alone(tmp_path: Path, joins: str) -> None:
+    """Fails when an exception in one forward pass ends, or changes, the answers of everyone in it."""
+
+    def refuse(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        if FAILING_TOKEN in arguments[0]:
+            raise RuntimeError("poison")
+
+    folder = folder_of(build_llama(tmp_path / "model", suppress_tokens=[FAILING_TOKEN]))
+    runner = transformers.load(folder, FLOAT32, "a test")
+    runner._model.get_input_embeddings().register_forward_pre_hook(refuse)
+    texts = prompts(*range(40, 55))
+    jobs = [Job(i, text, Sampling(max_tokens=24, temperature=1.0, seed=i)) for i, text in enumerate(texts)]
+    clean = run(runner, jobs)
+    poison = Job(99, [5, FAILING_TOKEN, 6], GREEDY)
+    ended = run(runner, [*jobs[:8], poison, *jobs[8:]]) if joins == "at once" else run(runner, jobs, late=[poison])
+    assert "RuntimeError" in str(ended.pop(99).error)
+    assert {i: step.tokens for i, step in ended.items()} == {i: step.tokens for i, step in clean.items()}
+
+
+def test_a_cache_too_small_for_all_serves_all(llama: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when requests that push one another out of the cache lose tokens, or never end."""
+    monkeypatch.setattr(hardware, "cache_bytes", lambda device: 700 * 2 * 2 * 2 * 12 * 4)
+    runner = transformers.load(llama, FLOAT32, "a test")
+    texts = prompts(*[90 + i for i in range(24)])
+    ended = run(runner, [Job(i, text, Sampling(max_tokens=60, temperature=0)) for i, text in enumerate(texts)])
+    for i in (0, 11, 23):
+        assert ended[i].tokens == generate(llama, texts[i], max_new_tokens=60, do_sample=False)
+    assert free_cache(runner) == 1
+
+
+def test_the_detokenizer_gives_the_text_back(runner: TransformersRunner) -> None:
+    """Fails when a piece of a character is shown, or a space lost."""
+    text = 'The hero says "bonjour" 🦸🏽‍♀️ and costs $12.50'
+    detokenizer = runner.detokenizer()
+    pieces = [detokenizer.push([token]) for token in train_tokenizer().encode(text)]
+    assert "".join(pieces) + detokenizer.flush() == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("placement", "word"),
+    [
+        (Placement(dtype="int8"), "int8"),
+        (Placement(device="cuda:99"), "cuda:99"),
+        (Placement(device="abacus"), "abacus"),
+    ],
+)
+def test_a_placement_this_machine_lacks_is_one_line(llama: ModelFolder, placement: Placement, word: str) -> None:
+    """Fails when a wrong setting ends in a traceback."""
+    with pytest.raises(ModelError, match=word) as error:
+        transformers.load(llama, placement, "a test")
+    assert "\n" not in str(error.value)
+
+
+def test_a_generation_config_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    """Fails when beams are asked for and silently not searched."""
+    folder = folder_of(build_llama(tmp_path / "model", num_beams=4))
+    with pytest.raises(ModelError, match="num_beams=4"):
+        transformers.load(folder, FLOAT32, "a test")
+
+
+def test_weights_that_miss_a_tensor_are_refused(tmp_path: Path) -> None:
+    """Fails when transformers fills a missing tensor with random numbers and we serve them."""
+    path = build_llama(tmp_path / "model")
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="up_proj"):
+        transformers.load(folder_of(path), FLOAT32, "a test")

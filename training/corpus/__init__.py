@@ -1,0 +1,1 @@
+"""The corpus: an endless, seeded stream of conversations written from the knowledge and the phrasings."""

@@ -1,0 +1,196 @@
+"""Moves that ask for facts: by name, by pronoun, in reverse, as yes or no, two at once."""
+
+from random import Random
+
+from training.corpus.book import Book, FactKind
+from training.corpus.grammar import write
+from training.corpus.talk import Talk, Turn
+from training.subject import Subject, joined, possessive
+
+
+def named_question(talk: Talk) -> Turn | None:
+    """A question that names its subject."""
+    subject = talk.book.pick(talk.rng)
+    fact = _some_fact(talk, subject)
+    return _asked(talk, subject, fact, _wording(talk, subject, fact))
+
+
+def pronoun_question(talk: Talk) -> Turn | None:
+    """A question about the last subject that only says him, her, them or it."""
+    subject = talk.subject
+    if subject is None:
+        return None
+    facts = [fact for fact in talk.book.known(subject) if fact.asks and not fact.reverse and fact is not talk.fact]
+    if not facts:
+        return None
+    fact = talk.rng.choice(facts)
+    text = write(talk.rng.choice(fact.asks), talk.rng, _pronouns(talk.book, subject))
+    return _asked(talk, subject, fact, framed(text, talk))
+
+
+def same_question(talk: Talk) -> Turn | None:
+    """The last question for another subject: "and Robin?"."""
+    if talk.fact is None or talk.subject is None or talk.fact.reverse:
+        return None
+    others = [other for other in _sample(talk, 12) if _answers_too(talk, other)]
+    if not others:
+        return None
+    fact = next(fact for fact in talk.book.known(others[0]) if fact.key == talk.fact.key)
+    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, name_slots(others[0], talk.rng))
+    return _asked(talk, others[0], fact, text)
+
+
+def same_question_by_pronoun(talk: Talk) -> Turn | None:
+    """The last question for somebody named earlier: "and her?"."""
+    if talk.fact is None or talk.subject is None:
+        return None
+    earlier = [other for other in talk.by_pronoun.values() if other.pronouns != talk.subject.pronouns and _answers_too(talk, other)]
+    if not earlier:
+        return None
+    other = talk.rng.choice(earlier)
+    text = write(talk.rng.choice(talk.book.frames["elliptic_pronoun"]), talk.rng, {"him": other.pronouns[1]})
+    return _asked(talk, other, talk.fact, text)
+
+
+def right_or_wrong(talk: Talk) -> Turn | None:
+    """A yes-or-no question, as likely wrong as right, or a claim to be confirmed."""
+    subject = talk.subject if talk.subject and talk.rng.random() < 0.3 else talk.book.pick(talk.rng)
+    facts = [fact for fact in talk.book.known(subject) if fact.checks]
+    if not facts:
+        return None
+    fact, rng = talk.rng.choice(facts), talk.rng
+    own = _values(subject, fact.key)
+    is_right = rng.random() < 0.5
+    claim = rng.choice(own) if is_right else rng.choice(talk.book.pools[subject.kind, fact.key])
+    if not is_right and (claim in own or claim in joined(own)):
+        return None
+    values = talk.book.slots_of[subject.name]
+    names = _pronouns(talk.book, subject) if subject is talk.subject and rng.random() < 0.5 else values | name_slots(subject, rng)
+    text = _claim(talk, fact, names, claim) if rng.random() < 0.25 else write(rng.choice(fact.checks), rng, {**names, "x": claim})
+    talk.turn_to(subject, fact)
+    return framed(text, talk), f"{'Yes' if is_right else 'No'}. {fact.answer(values)}"
+
+
+def _claim(talk: Talk, fact: FactKind, values: dict[str, str], claim: str) -> str:
+    """A sentence such as "is it true that Batman's home is Metropolis"."""
+    own = {**values, fact.key: claim, "sole_author": claim}
+    sentence = (fact.answer(own) or "").rstrip(".")
+    return write(talk.rng.choice(talk.book.frames["true_that"]), talk.rng, {"c": sentence})
+
+
+def two_questions(talk: Talk) -> Turn | None:
+    """Two facts about one subject, asked for at once."""
+    subject = talk.book.pick(talk.rng)
+    facts = [fact for fact in talk.book.known(subject) if fact.asks and not fact.reverse and fact.key not in ("who", "note", "origin")]
+    if len(facts) < 2:
+        return None
+    first, second = talk.rng.sample(facts, 2)
+    values = talk.book.slots_of[subject.name]
+    parts = {"a": _plain(talk, first, values | name_slots(subject, talk.rng)), "b": _plain(talk, second, _pronouns(talk.book, subject))}
+    talk.turn_to(subject, second)
+    text = write(talk.rng.choice(talk.book.frames["both"]), talk.rng, parts)
+    return text, f"{first.answer(values)} {second.answer(values)}"
+
+
+def missing_fact(talk: Talk) -> Turn | None:
+    """A question that fits the subject but that the knowledge cannot answer."""
+    subject = talk.book.pick(talk.rng)
+    facts = [fact for fact in talk.book.missing(subject) if fact.asks]
+    if not facts:
+        return None
+    fact = talk.rng.choice(facts)
+    text = _wording(talk, subject, fact)
+    talk.turn_to(subject, None)
+    values = talk.book.slots_of[subject.name]
+    return text, talk.book.frames["lack_reply"].format_map(values)
+
+
+def more(talk: Talk) -> Turn | None:
+    """ "Tell me more": the next fact about the subject that has not been told."""
+    if talk.subject is None or talk.round:
+        return None
+    values = talk.book.slots_of[talk.subject.name]
+    text = write(talk.rng.choice(talk.book.frames["more"]), talk.rng, _pronouns(talk.book, talk.subject) | {"o": values["o"]})
+    talk.fact = None
+    return text, _next_fact(talk, talk.subject) or talk.book.frames["more_reply_none"].format_map(values)
+
+
+def _next_fact(talk: Talk, subject: Subject) -> str | None:
+    """The answer of the first fact, notes before the rest, of which nothing has been said yet."""
+    skipped = {"who", "side", "role", "publisher", "genre"}
+    facts = [fact for fact in talk.book.known(subject) if not fact.reverse and fact.key not in skipped]
+    facts.sort(key=lambda fact: fact.key != "note")
+    values = talk.book.slots_of[subject.name]
+    for fact in facts:
+        answer = fact.answer(values)
+        value = values.get(fact.key, answer)
+        if answer and value not in talk.said and answer not in talk.said:
+            return answer
+    return None
+
+
+def _asked(talk: Talk, subject: Subject, fact: FactKind, text: str) -> Turn:
+    talk.turn_to(subject, fact)
+    answer = fact.answer(talk.book.slots_of[subject.name])
+    assert answer is not None
+    return text, answer
+
+
+def _some_fact(talk: Talk, subject: Subject) -> FactKind:
+    """A fact of the subject that can be asked for, the plain "who is" more often than others."""
+    facts = [fact for fact in talk.book.known(subject) if fact.asks]
+    if talk.rng.random() < 0.1:
+        return facts[0]
+    return talk.rng.choice(facts)
+
+
+def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
+    """The question for a fact in one of its wordings, with what people put around it."""
+    rng = talk.rng
+    values = talk.book.slots_of[subject.name] | name_slots(subject, rng, fact)
+    if fact.bits and rng.random() < 0.25:
+        return write(rng.choice(fact.bits), rng, values)
+    return framed(_plain(talk, fact, values), talk)
+
+
+def _plain(talk: Talk, fact: FactKind, values: dict[str, str]) -> str:
+    return write(talk.rng.choice(fact.asks), talk.rng, values)
+
+
+def framed(text: str, talk: Talk) -> str:
+    """The text with an opener and a tail, which are often nothing."""
+    if talk.rng.random() < 0.45:
+        return text
+    return f"{talk.rng.choice(talk.book.frames['openers'])}{text}{talk.rng.choice(talk.book.frames['tails'])}"
+
+
+def name_slots(subject: Subject, rng: Random, fact: FactKind | None = None) -> dict[str, str]:
+    """The slots that name a subject, by its name or another that people know it by."""
+    name, draw = subject.spoken, rng.random()
+    if draw < 0.25 and subject.aliases:
+        name = rng.choice(subject.aliases)
+    elif draw < 0.3 and "real_name" in subject.fields and fact and fact.key not in ("real_name", "who"):
+        name = subject.fields["real_name"][0]
+    elif draw < 0.45:
+        name = subject.name
+    return {"n": name, "o": name, "s": possessive(name), "t": name if draw < 0.25 else subject.name}
+
+
+def _pronouns(book: Book, subject: Subject) -> dict[str, str]:
+    he, him, his = subject.pronouns
+    return {**book.slots_of[subject.name], "n": he, "o": him, "s": his, "t": him}
+
+
+def _sample(talk: Talk, count: int) -> list[Subject]:
+    return talk.rng.choices(talk.book.subjects, talk.book.weights, k=count)
+
+
+def _answers_too(talk: Talk, other: Subject) -> bool:
+    """Whether the last question can be asked of another subject of the same kind."""
+    if talk.subject is None or talk.fact is None or other.kind != talk.subject.kind or other is talk.subject:
+        return False
+    return any(fact.key == talk.fact.key for fact in talk.book.known(other))
+
+
+def _values(subject: Subject, key: str) -> list[str]:
+    return subject.fields["writers"] if key == "authors" else subject.fields[key]
