@@ -7,6 +7,7 @@ pip.conf) and `CA_BUNDLE` (PEM file). The last two are build secrets: neither st
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -98,13 +99,15 @@ def containerize(bento: str, image: str, torch: str, tool: ContainerTool) -> Non
     os.environ.setdefault("BUILDAH_FORMAT", "docker")  # OCI's format has no health check
     arguments = {"TORCH": torch, "BASE_IMAGE": os.environ.get("BASE_IMAGE", "")}
     secrets = {"pip": os.environ.get("PIP_CONF"), "ca": os.environ.get("CA_BUNDLE")}
-    bentoml.container.build(
-        bento,
-        backend=tool.name,  # type: ignore[call-overload]  # one overload for each backend's name
-        image_tag=(image,),
-        build_arg={key: value for key, value in arguments.items() if value},
-        secret=tuple(f"id={key},src={value}" for key, value in secrets.items() if value),
-    )
+    # BentoML unpacks the Bento into a temporary folder, and reads a Dockerfile template only below the current one.
+    with contextlib.chdir(tempfile.gettempdir()):
+        bentoml.container.build(
+            bento,
+            backend=tool.name,  # type: ignore[call-overload]  # one overload for each backend's name
+            image_tag=(image,),
+            build_arg={key: value for key, value in arguments.items() if value},
+            secret=tuple(f"id={key},src={value}" for key, value in secrets.items() if value),
+        )
     tool.require(image)
 
 

@@ -73,7 +73,7 @@ class Answer:
         if self.outcome is Outcome.RUNNING:
             self._stopped.set()
             if self._stream is not None:
-                self._stream.close()
+                self._stream.cancel()
 
     def _read(self, backend: Backend, messages: Sequence[Message]) -> None:
         try:

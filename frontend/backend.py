@@ -21,8 +21,8 @@ class Stream(Protocol):
     def reply(self) -> Reply:
         """The whole answer, after the iteration."""
 
-    def close(self) -> None:
-        """Stops the answer; any thread may call it."""
+    def cancel(self) -> None:
+        """Makes the iteration end early, with a `ParleyError`; for a thread that does not iterate."""
 
 
 class Backend(Protocol):

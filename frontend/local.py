@@ -55,7 +55,7 @@ class LocalStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.cancel()
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text; raises `ParleyError` when the answer failed or was closed."""
@@ -81,8 +81,8 @@ class LocalStream:
             raise RuntimeError("the answer is not complete: iterate to its end first")
         return Reply("".join(self._text), usage(self._finish, self._prompt), self._finish.reason, self._model)
 
-    def close(self) -> None:
-        """Cancels the answer unless it has ended; any thread may call it."""
+    def cancel(self) -> None:
+        """Stops the answer unless it has ended; any thread may call it."""
         self._task.cancel()
 
     async def _pump(self, chat: Chat, messages: Sequence[Message]) -> None:

@@ -25,13 +25,17 @@ def show_spending(conversation: Conversation, prices: Prices | None) -> None:
 
 
 def show_actions(session: Session) -> None:
-    """Downloads take what is there at the click and leave the page as it is; clearing starts anew."""
+    """Downloads hold what the page shows without the answer under way; clearing starts anew.
+
+    The files are made now and not by a callable at the click: Streamlit drops what a callable made after two more runs
+    of any session, and an answer that is coming is drawn ten times a second.
+    """
     conversation = session.conversation
     st.caption("Download")
     for label, (ending, mime, write) in _FORMATS.items():
         st.download_button(
             label,
-            data=lambda write=write: write(conversation.messages),
+            data=write(conversation.messages),
             file_name=f"conversation.{ending}",
             mime=mime,
             on_click="ignore",

@@ -210,17 +210,15 @@ class ReplyStream:
         return Reply("".join(self._text), self._usage, self._finish_reason, self._model)
 
     def close(self) -> None:
-        """Closes the connection unless the answer is complete; on the server this cancels it.
-
-        Any thread may call it: one that waits in the iteration is woken and sees a `ParleyError`.
-        """
-        raw = self._response.raw
+        """Ends the answer: on the server too, if it is not complete. For the thread that iterates."""
         if self._complete:
-            raw.drain_conn()  # the end of the chunked body, so that the connection can be used again
-        elif not raw.closed:
-            with suppress(OSError, RuntimeError):  # the other side, or the reading thread, was faster
-                raw.shutdown()
+            self._response.raw.drain_conn()  # the end of the chunked body, so that the connection can be used again
         self._response.close()
+
+    def cancel(self) -> None:
+        """Wakes the thread that iterates with a `ParleyError`, for it to close the connection. For any other thread."""
+        with suppress(OSError, RuntimeError):  # the answer has just ended
+            self._response.raw.shutdown()
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they arrive.

@@ -54,7 +54,7 @@ class Program:
         if (status := self.process.poll()) is not None:
             raise NotStarted(f"the {self.name} ended with status {status}; its last lines are above")
         try:
-            return requests.get(self.url + self.ready_path, timeout=2).status_code == requests.codes.ok
+            return requests.get(self.url + self.ready_path, timeout=2).ok
         except requests.RequestException:
             return False
 
@@ -148,7 +148,8 @@ def main() -> None:
     parser.add_argument("--ui-port", type=int, default=8501, help="the client's port")
     arguments = parser.parse_args()
     backend = service(arguments.port)
-    page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if arguments.what == "client" else backend.url)
+    alone = arguments.what == "client"
+    page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if alone else backend.url)
     chosen = {"all": [backend, page], "service": [backend], "client": [page]}[arguments.what]
     signal.signal(signal.SIGTERM, _interrupted)
     try:

@@ -70,8 +70,8 @@ def answers(status: str, body: bytes, content_type: str = "application/json", mo
     """A script for one plain response."""
 
     def script(_: bytes, say: Say) -> None:
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n"
-        say(head.encode() + body)
+        fields = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{more}"
+        say(f"HTTP/1.1 {status}\r\n{fields}\r\n".encode() + body)
 
     return script
 
@@ -96,13 +96,6 @@ def chat_service(answer: Script) -> Script:
         (answer if request.startswith(b"POST ") else listing)(request, say)
 
     return script
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

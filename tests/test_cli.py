@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from scripted import chat_service, scripted, streams
+
+from tests.scripted import chat_service, scripted, streams
 
 COMMAND = [sys.executable, "-m", "parley.cli"]
 NOBODY = "http://127.0.0.1:9"

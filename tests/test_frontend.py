@@ -6,18 +6,18 @@ import json
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from scripted import STREAM_HEAD, Say, chat_service, chunked, free_port, scripted, streams
 from streamlit.testing.v1 import AppTest
 
 from parley.client import Reply
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import PromptTokensDetails, Usage
+from tests.conftest import ROOT, free_port
+from tests.scripted import STREAM_HEAD, Say, chat_service, chunked, scripted, streams
 
-FRONTEND = Path(__file__).parents[1] / "frontend"
+FRONTEND = ROOT / "frontend"
 sys.path.insert(0, str(FRONTEND))  # as `streamlit run` does
 
 from answer import Answer, Outcome  # noqa: E402

@@ -69,6 +69,7 @@ class Bomb:
         self._canary = canary
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        """What unpickling calls."""
         return os.system, (f"touch {self._canary}",)
 
 
@@ -268,7 +269,7 @@ def test_an_index_may_only_name_tensors_that_are_there(model: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)])
 def test_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zipped: bool) -> None:
-    """Fails when a converted model differs from its pickle, tied embeddings included, or is converted anew each time."""
+    """Fails when a converted model differs from its pickle, tied weights included, or is converted anew each time."""
     model, cache = build_qwen2(tmp_path / "model"), tmp_path / "cache"
     state = to_pickle(model, shards, zipped)
     folder = resolve(str(model), cache)

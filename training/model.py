@@ -12,10 +12,10 @@ class Shape:
     """The sizes of a model."""
 
     vocabulary: int = 3072
-    width: int = 256
+    width: int = 192
     layers: int = 6
-    heads: int = 4
-    hidden: int = 704
+    heads: int = 3
+    hidden: int = 512
     context: int = 1024
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5

@@ -14,7 +14,7 @@ PRONOUNS = {
     "it": ("it", "it", "its"),
 }
 _BARE = {"Batman", "Swamp Thing", "Blue Beetle", "Black Widow", "Scarlet Witch", "Invisible Woman", "Black Panther"}
-_TITLED = {"Hulk", "Joker", "Flash", "Riddler", "Penguin", "Atom", "Spectre", "Phantom Stranger", "Question", "Rocketeer"}
+_BARE |= {"Ghost Rider", "Arkham Asylum", "Red Hood", "Reverse-Flash"}
 _NOT_FACTS = {"name", "kind", "aliases", "pronoun", "article"}
 _PLURAL = re.compile(r"(?<!s)s$|[Mm]en$|Four$|Six$|Five$|Boys$")
 
@@ -60,10 +60,12 @@ class Subject:
         """The name as it stands inside a sentence, with `the` where a team's plural name needs it."""
         if self.kind == "term" and self.article:
             return f"{self.article} {self.name}"
-        is_named_thing = self.kind not in ("work", "creator", "publisher")
-        known_with_the = is_named_thing and f"the {self.name}" in self.aliases and self.name not in _BARE
-        wants_the = self.is_plural or known_with_the or self.name in _TITLED
-        wants_the = wants_the and not self.name.lower().startswith("the ")
+        if self.kind in ("work", "creator", "publisher"):
+            return self.name
+        if self.name.startswith("The "):
+            return f"the {self.name[4:]}"
+        known_with_the = f"the {self.name}" in self.aliases and self.name not in _BARE
+        wants_the = self.is_plural or known_with_the or self.name == "Hulk"
         return f"the {self.name}" if wants_the else self.name
 
 

@@ -16,15 +16,14 @@ from training.model import Model, Shape
 class Plan:
     """How to train. The rate falls to nothing as `minutes` or `tokens`, whichever is used up first, run out."""
 
-    minutes: float = 85.0
+    minutes: float = 75.0
     tokens: int = 60_000_000
-    batch_tokens: int = 8192
-    warmup_tokens: int = 1_000_000
+    batch_tokens: int = 4096
+    warmup_tokens: int = 250_000
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     decay: float = 0.05
     checkpoint_minutes: float = 3.0
-    compile: bool = True
 
 
 class Trainer:
@@ -51,14 +50,13 @@ class Trainer:
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Train until the budget is used; print a line, log and save now and then."""
-        if self.plan.compile:
-            for layer in self.model.model.layers:
-                layer.compile(dynamic=True)
         saved = self.seconds
+        started = time.monotonic() - self.seconds
         losses: list[float] = []
         for ids, learn in batches:
+            self.seconds = time.monotonic() - started
             losses.append(self._learn(ids.to(self.device), learn.to(self.device)))
-            if self.step % 20 == 0:
+            if self.step % 40 == 0:
                 self._report(sum(losses) / len(losses))
                 losses.clear()
             if self.done >= 1 or self.seconds - saved > 60 * self.plan.checkpoint_minutes:
@@ -69,7 +67,6 @@ class Trainer:
 
     def _learn(self, ids: Tensor, learn: Tensor) -> float:
         """One step on ids (batch, length); gives the loss."""
-        started = time.monotonic()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["initial_lr"] * self.rate
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -80,7 +77,6 @@ class Trainer:
             optimizer.zero_grad()
         self.step += 1
         self.tokens += ids.numel()
-        self.seconds += time.monotonic() - started
         return loss.item()
 
     def _report(self, loss: float) -> None:

@@ -175,7 +175,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 def readyz(health: Health) -> JSONResponse:
     """`GET /readyz`: 200 when answers can be had, 503 with the reason when not."""
     ready = health.state is State.READY
-    body = {"status": health.state.value, "detail": health.detail}
+    body = {"status": health.state.value, "detail": health.detail, "running": health.running}
     return JSONResponse(body, 200) if ready else JSONResponse(body, 503, {HEADER: health.state.value})
 
 

@@ -131,7 +131,7 @@ def _tensor_names(path: Path) -> set[str]:
     Raises:
         ValueError: for anything that is not exactly the format.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - needed for torch models only
+    from safetensors import SafetensorError, safe_open  # needed for torch models only
 
     try:
         with safe_open(path, framework="np") as file:

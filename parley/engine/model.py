@@ -7,6 +7,7 @@ needs one. Imports neither torch nor transformers.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from parley.engine import inspection
+
+log = logging.getLogger(__name__)
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 """The embedded model, in a checkout and in a Bento alike."""
@@ -85,8 +88,9 @@ def _locate(model: str, pocket: Path) -> tuple[str, Path]:
 
 def _download(repo: str, revision: str | None) -> Path:
     """The snapshot folder in the hub's cache. Pickled weights are fetched only where there is nothing better."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import, and seldom needed
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - likewise
+    import httpx  # what the hub's client raises while a file is under way
+    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
+    from huggingface_hub.errors import HfHubHTTPError  # likewise
 
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -94,7 +98,7 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         path = fetch(_HUB_FILES)
         return path if inspection.has_safetensors(path) else fetch([*_HUB_FILES, "pytorch_model*.bin"])
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(
             f"model {repo!r}: cannot be downloaded: {cause} "
@@ -127,12 +131,15 @@ def _convert(name: str, source: Path, cache: Path) -> Path:
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
+    log.info("model %r has pickled weights; converting them to safetensors in %s, once", name, target)
     command = [sys.executable, "-m", "parley.engine.runners.convert", str(source), str(target)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if child.returncode != 0:
         cause = child.stderr.strip().split("\n")[-1] or f"the converter ended with {child.returncode}"
         raise ModelError(f"model {name!r}: its pickled weights cannot be converted: {cause}")
+    for line in child.stderr.splitlines():
+        log.warning("converting model %r: %s", name, line)
     return target
 
 

@@ -23,7 +23,7 @@ def fits(config: PretrainedConfig) -> bool:
     return layers == {"full_attention"} and not windowed and not capped
 
 
-def attend(  # noqa: PLR0913, PLR0917 - the interface is transformers'
+def attend(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,

@@ -159,7 +159,7 @@ def _processor(model: Any, sampler: Sampler, max_batch: int, context: int) -> An
         auto_switch_to_flash=False,  # it may download a kernel
     )
     # The sampler leaves its choice as the maximum of each row, for the processor's argmax to take.
-    greedy = GenerationConfig(do_sample=False, eos_token_id=-1)  # type: ignore[no-untyped-call]
+    greedy = GenerationConfig(do_sample=False, eos_token_id=-1)
     manager = ContinuousBatchingManager(model, greedy, config)
     manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
     manager.logit_processor.tensors_required = 1

@@ -86,7 +86,7 @@ def _rename(partial: Path, target: Path) -> None:
 
 def _convert_weights(pickles: list[Path], folder: Path) -> None:
     """One safetensors file a pickle, so that no more than one is in memory, and an index over several."""
-    from safetensors.torch import save_file  # noqa: PLC0415 - only once the network is left
+    from safetensors.torch import save_file  # only once the network is left
 
     weight_map: dict[str, str] = {}
     for number, pickle in enumerate(pickles, 1):
@@ -106,7 +106,7 @@ def _read(pickle: Path) -> dict[str, Any]:
     Tied weights are one storage under several names, which safetensors cannot say; each name gets a copy, and the
     model ties them again when it loads.
     """
-    import torch  # noqa: PLC0415 - only once the network is left
+    import torch  # only once the network is left
 
     try:
         # Only torch's newer, zipped files can be mapped instead of read.

@@ -167,7 +167,7 @@ def cache_blocks(config: dict[str, Any], context: int, batch: int, bytes_per_val
     """
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    block_bytes = 2 * config["num_hidden_layers"] * heads * head_size * bytes_per_value * BLOCK_TOKENS
+    block_bytes: int = 2 * config["num_hidden_layers"] * heads * head_size * bytes_per_value * BLOCK_TOKENS
     wanted = batch * math.ceil(context / BLOCK_TOKENS)
     return max(math.ceil(context / BLOCK_TOKENS), min(wanted, int(CACHE_SHARE * memory) // block_bytes))
 
@@ -190,9 +190,9 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
         raise ModelError(f"the openvino engine has no {dtype}: set PARLEY_DTYPE to one of {', '.join(PRECISIONS)}")
     export = export_folder(folder.path, dtype)
     if not (export / "openvino_model.xml").is_file():
-        raise ModelError(f"{folder.name} has no {export.name}/ export: run `parley convert`, or PARLEY_ENGINE=transformers")
+        raise ModelError(f"{folder.name} has no {export.name}/ export; set PARLEY_ENGINE=transformers")
     if not (folder.path / "tokenizer.json").is_file():
-        raise ModelError(f"{folder.name} has no tokenizer.json, which the openvino engine needs: PARLEY_ENGINE=transformers")
+        raise ModelError(f"{folder.name} has no tokenizer.json, which openvino needs; set PARLEY_ENGINE=transformers")
     defaults = GenerationDefaults(folder)
     context = int(folder.config["max_position_embeddings"])
     pipeline = _pipeline(export, placement, dtype, folder.config, context)

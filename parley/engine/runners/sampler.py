@@ -93,7 +93,7 @@ class Sampler(ContinuousBatchingLogitsProcessor):
     """
 
     def __init__(self, answers: Mapping[str, Answer]) -> None:
-        self.supported_kwargs = {}
+        self.supported_kwargs: dict[str, type] = {}
         self.ignored_kwargs = ()
         self._answers = answers
         self._rows: list[tuple[Answer, Any]] = []

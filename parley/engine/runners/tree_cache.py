@@ -1,0 +1,128 @@
+"""Self-attention cache of answers that are decoded as several hypotheses each.
+
+An answer's hypotheses form a tree: each decoded token is a node, and a hypothesis is the path to one of the leaves.
+
+Rules that always hold:
+1. A node's keys and values are written once and do not depend on later choices. When beams are reordered, only the
+   table of who sees which node changes; nothing is copied.
+2. The occupied slots are the first ones, in the order of the cohort's answers.
+3. Nodes that no hypothesis sees any more are dropped when their slot is full, before any slot grows.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from parley.engine.runners.key_values import AttentionShape, KeyValues
+
+RelativeBias = Callable[[Tensor], Tensor]
+"""From distances in tokens (slots, nodes) to what is added to the scores: (slots, heads, 1, nodes)."""
+
+_FIRST_CAPACITY = 64
+
+
+class TreeCache:
+    """Keys and values of the nodes of many answers of the same width.
+
+    Args:
+        shape: of the model's self-attention.
+        width: hypotheses of an answer.
+        relative: the model's relative position bias, if it has one.
+    """
+
+    def __init__(self, shape: AttentionShape, width: int, relative: RelativeBias | None) -> None:
+        self._shape, self._width, self._relative = shape, width, relative
+        self._store = KeyValues(shape)
+        self._sees = torch.zeros((0, width, 0), dtype=torch.bool, device=shape.device)
+        self._depths = torch.zeros((0, 0), dtype=torch.long, device=shape.device)
+        self._used: list[int] = []
+        self._lengths: list[int] = []
+
+    def add(self) -> None:
+        """Opens the next slot, with no nodes."""
+        slots = len(self._used) + 1
+        if slots > self._store.slots:
+            self._reserve(2 * slots, max(self._store.capacity, _FIRST_CAPACITY, 4 * self._width))
+        self._sees[slots - 1] = False
+        self._used.append(0)
+        self._lengths.append(0)
+
+    def remove(self, slot: int, broken: bool) -> None:
+        """Frees a slot; the last one takes its place. What a broken answer left is wiped."""
+        if broken:
+            self._store.data[:, slot] = 0
+        last = len(self._used) - 1
+        if slot != last:
+            self._store.move(last, slot)
+            self._sees[slot], self._depths[slot] = self._sees[last], self._depths[last]
+            self._used[slot], self._lengths[slot] = self._used[last], self._lengths[last]
+        self._used.pop()
+        self._lengths.pop()
+
+    def extend(self) -> None:
+        """Begins a step: a new node for every hypothesis of every answer."""
+        for slot in range(len(self._used)):
+            self._make_room(slot)
+        device, slots = self._shape.device, len(self._used)
+        nodes = torch.tensor(self._used, device=device)[:, None] + torch.arange(self._width, device=device)
+        lengths = torch.tensor(self._lengths, device=device)[:, None]
+        self._rows = (nodes + torch.arange(slots, device=device)[:, None] * self._store.capacity).view(-1)
+        self._sees[:slots].scatter_(2, nodes[:, :, None], True)
+        self._depths[:slots].scatter_(1, nodes, lengths.expand(-1, self._width))
+        self._used = [used + self._width for used in self._used]
+        self._lengths = [length + 1 for length in self._lengths]
+        self._bias = self._step_bias(lengths, max(self._used))
+
+    def attend(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+        """Writes the new nodes of a layer and attends from them.
+
+        Args:
+            layer: the layer's index.
+            queries: (slots * width, heads * head_size).
+            keys_values: (slots * width, 2 * heads * head_size), the keys first.
+
+        Returns: the shape of `queries`.
+        """
+        self._store.data[layer].view(-1, keys_values.size(1)).index_copy_(0, self._rows, keys_values)
+        grouped = queries.view(-1, self._width, queries.size(1))
+        return self._store.attend(layer, grouped, self._bias.size(3), self._bias).view_as(queries)
+
+    def follow(self, parents: list[list[int]]) -> None:
+        """Makes every hypothesis the continuation of another: `parents[slot][i]` is the one that `i` continues."""
+        slots, nodes = len(parents), max(self._used)
+        chosen = torch.tensor(parents, device=self._shape.device)[:, :, None].expand(-1, -1, nodes)
+        self._sees[:slots, :, :nodes] = self._sees[:slots, :, :nodes].gather(1, chosen)
+
+    def _step_bias(self, lengths: Tensor, nodes: int) -> Tensor:
+        """Minus infinity where a hypothesis does not see a node: (slots, 1 or heads, width, nodes)."""
+        hidden = ~self._sees[: len(lengths), None, :, :nodes]
+        bias = torch.zeros(hidden.shape, dtype=self._shape.dtype, device=self._shape.device)
+        if self._relative is not None:
+            bias = bias + self._relative((lengths - self._depths[: len(lengths), :nodes]).clamp_min(0))
+        return bias.masked_fill(hidden, -torch.inf)
+
+    def _make_room(self, slot: int) -> None:
+        if self._used[slot] + self._width <= self._store.capacity:
+            return
+        seen = self._sees[slot].any(0).nonzero()[:, 0]
+        self._keep(slot, seen)
+        if self._used[slot] + self._width > self._store.capacity // 2:
+            self._reserve(self._store.slots, 2 * self._store.capacity)
+
+    def _keep(self, slot: int, nodes: Tensor) -> None:
+        """Drops all nodes of a slot but these."""
+        kept = len(nodes)
+        if kept < self._used[slot]:
+            self._store.data[:, slot, :kept] = self._store.data[:, slot, nodes]
+            self._depths[slot, :kept] = self._depths[slot, nodes]
+            self._sees[slot, :, :kept] = self._sees[slot, :, nodes]
+            self._sees[slot, :, kept:] = False
+            self._used[slot] = kept
+
+    def _reserve(self, slots: int, capacity: int) -> None:
+        self._store.reserve(slots, capacity)
+        more_slots, more_nodes = slots - self._sees.size(0), capacity - self._sees.size(2)
+        self._sees = pad(self._sees, (0, more_nodes, 0, 0, 0, more_slots))
+        self._depths = pad(self._depths, (0, more_nodes, 0, more_slots))

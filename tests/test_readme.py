@@ -1,0 +1,47 @@
+"""The README's commands, typed as they are written, against the running service."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parley.settings import Settings
+from tests.conftest import ROOT, Served, clean_environment
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[code.splitlines()[0][:40] for _, code in BLOCKS])
+def test_a_block_does_what_it_says(service: Served, tmp_path: Path, language: str, code: str) -> None:
+    """Fails when the README shows a command that does not work, or an answer that does not come."""
+    code = code.replace("http://127.0.0.1:3000", service.url).replace(".venv/bin/", f"{BIN}/")
+    program = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+    env = clean_environment({"PARLEY_URL": service.url, "BENTOML_HOME": str(tmp_path)})
+    done = subprocess.run([*program, code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("parley" if "bentoml build" in code else "Batman") in done.stdout
+
+
+def test_a_result_comes_before_line_25() -> None:
+    """Fails when a reader has to scroll to see what this does."""
+    assert "Bruce Wayne" in "\n".join(README.splitlines()[:25])
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """Fails when a setting is added without a word for those who operate the service."""
+    for name in Settings.model_fields:
+        assert f"| `PARLEY_{name.upper()}` |" in README
+
+
+def test_make_targets_exist() -> None:
+    """Fails when the README names a make target that is gone."""
+    targets = set(re.findall(r"`make ([\w-]+)`", README))
+    assert {"up", "test", "serve", "ui", "lint"} <= targets
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

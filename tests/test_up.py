@@ -1,0 +1,73 @@
+"""`make up`: both programs start, are announced, and go together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import ROOT, clean_environment, command_line, descendants, free_port
+
+
+def wait_for(log: Path, words: str, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + 120
+    while words not in (text := log.read_text("utf-8", "replace")):
+        assert process.poll() is None, text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+    return text
+
+
+def test_up_starts_both_says_where_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    """Fails when the one command for new users does not end in a page and a service, or leaves a process behind."""
+    port, ui_port, log = free_port(), free_port(), tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["make", "up", f"PORT={port}", f"UI_PORT={ui_port}"],
+            cwd=ROOT,
+            env=clean_environment({}),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    text = wait_for(log, "Ctrl-C stops everything", process)
+    assert f"http://127.0.0.1:{port}" in text
+    assert f"http://127.0.0.1:{ui_port}" in text
+    curl = next(line.strip() for line in text.splitlines() if line.strip().startswith("curl"))
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True)
+    assert "Bruce Wayne" in answer.stdout
+    assert requests.get(f"http://127.0.0.1:{ui_port}", timeout=10).ok
+    family = [process.pid, *descendants(process.pid)]
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in family if command_line(pid)]:
+        assert time.monotonic() < deadline, [command_line(pid) for pid in left]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("what", ["service", "client"])
+def test_a_taken_port_is_one_line(what: str) -> None:
+    """Fails when a port in use gives a traceback, or a second server that fights for it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        option = "--port" if what == "service" else "--ui-port"
+        done = subprocess.run(
+            [sys.executable, "-m", "parley.up", what, option, str(port)],
+            cwd=ROOT,
+            env=clean_environment({}),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    variable = "PORT" if what == "service" else "UI_PORT"
+    assert done.returncode == 1
+    assert done.stderr == f"parley: port {port} is taken; choose another for the {what} with {variable}=...\n"

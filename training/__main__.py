@@ -1,0 +1,87 @@
+"""Make the model: knowledge check, tokenizer, training, evaluation, export. `python -m training --help`.
+
+The corpus is a stream made from the seed while training runs, so it needs no step and no disk of its own.
+Every step skips what an earlier run has finished; `--fresh` starts over.
+"""
+
+import argparse
+import shutil
+from typing import Callable
+
+from training.batches import batches
+from training.corpus.book import Book
+from training.knowledge_check import check_knowledge
+from training.model import Shape
+from training.paths import KNOWLEDGE, OUT, PHRASINGS
+from training.subject import load_subjects
+from training.tokenizer import train_tokenizer
+from training.train import Plan, Trainer
+
+
+def main() -> None:
+    """Run the steps that are asked for, in their order."""
+    arguments = _arguments()
+    if arguments.fresh:
+        shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(exist_ok=True)
+    for step in arguments.steps or STEPS:
+        print(f"== {step}", flush=True)
+        STEPS[step](arguments)
+
+
+def _check(_: argparse.Namespace) -> None:
+    print(check_knowledge(load_subjects(KNOWLEDGE)))
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    path = OUT / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(_book(), Shape().vocabulary, arguments.seed).save(str(path))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    plan = Plan(minutes=arguments.minutes, tokens=int(arguments.tokens * 1e6))
+    trainer = Trainer(Shape(), plan, OUT, arguments.seed)
+    trainer.resume()
+    if trainer.done < 1:
+        seed = arguments.seed + 1 + trainer.step
+        trainer.run(batches(_book(), OUT / "tokenizer.json", plan.batch_tokens, Shape().context, seed))
+
+
+def _evaluate(_: argparse.Namespace) -> None:
+    from training.evaluate import evaluate
+
+    evaluate()
+
+
+def _export(_: argparse.Namespace) -> None:
+    from training.export import export
+
+    export()
+
+
+def _book() -> Book:
+    return Book(load_subjects(KNOWLEDGE), PHRASINGS)
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "check": _check,
+    "tokenizer": _tokenizer,
+    "train": _train,
+    "export": _export,
+    "evaluate": _evaluate,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="what to do (default: everything)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time at most")
+    parser.add_argument("--tokens", type=float, default=Plan.tokens / 1e6, help="training tokens at most, in millions")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs have made")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

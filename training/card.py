@@ -1,0 +1,1 @@
+def write_card(model, folder): pass
