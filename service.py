@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
@@ -17,7 +18,7 @@ from parley.contract.errors import ParleyError  # noqa: E402
 from parley.engine.model import ModelError  # noqa: E402
 from parley.serving import create_chat, launch_for  # noqa: E402
 from parley.settings import Settings, SettingsError  # noqa: E402
-from parley.startup import fail, listen_for_failure, tell_failure  # noqa: E402
+from parley.startup import end_with_parent, fail, listen_for_failure, tell_failure  # noqa: E402
 
 try:
     settings = Settings.from_env(os.environ)
@@ -43,30 +44,31 @@ class Parley:
         listen_for_failure()
 
     def __init__(self) -> None:
+        end_with_parent(signal.SIGTERM)
         try:
-            self.chat = create_chat(settings)
+            self._chat = create_chat(settings)
         except (ModelError, OSError, ValueError) as error:
             tell_failure(f"{settings.model}: {error}")
-        app.state.chat = self.chat
+        app.state.chat = self._chat
 
     @bentoml.on_startup
     async def start(self) -> None:
         """Starts the engine; the service listens while it loads."""
-        await self.chat.engine.start()
-        drain_on_signals(lambda: self.chat.engine.drain(settings.drain_grace))
+        await self._chat.engine.start()
+        drain_on_signals(lambda: self._chat.engine.drain(settings.drain_grace))
         self._loading = asyncio.create_task(self._end_unless_loaded())
 
     async def _end_unless_loaded(self) -> None:
-        health = await self.chat.engine.settled()
-        if self.chat.engine.info is None:
+        health = await self._chat.engine.settled()
+        if self._chat.engine.info is None:
             tell_failure(health.detail)
 
     @bentoml.api(route="/chat")
-    async def chat_(self, body: ChatRequest, /) -> ChatReply:
+    async def chat(self, body: ChatRequest, /) -> ChatReply:
         """One reply, to either published form of a chat request."""
         request = service.context.request
         try:
-            return await reply_to(self.chat, body, request.receive)
+            return await reply_to(self._chat, body, request.receive)
         except ParleyError as error:
             return ErrorResponse(error)  # type: ignore[return-value]  # BentoML passes a Response through
 

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirror import Mirror
+
 BACKENDS = ("podman", "buildah", "docker")
+
+_THROW_AWAY = ("--rm", "--no-healthcheck", "--network=none", "--user=0")
+_PARTS = "/usr /home /app/.venv/lib/python*/site-packages/*"
+_LARGEST = 8
 
 
 class ToolError(Exception):
@@ -29,12 +35,14 @@ class ContainerTool:
                 return cls(name)
         raise ToolError(f"no container tool found; install one of {', '.join(BACKENDS)}")
 
-    def build(self, dockerfile: Path, context: Path, image: str, options: Sequence[str]) -> None:
-        """Builds an image from a Dockerfile; `options` are what docker and podman call the same."""
+    def build(self, dockerfile: Path, context: Path, image: str, mirror: Mirror) -> None:
+        """Builds an image from a Dockerfile."""
         labelled = [] if self.name == "docker" else ["--format=docker"]  # OCI's format has no health check
-        command = ["build", *labelled, *options, "-t", image, "-f", str(dockerfile), str(context)]
-        subprocess.run([self.name, *command], check=False)
-        self.require(image)
+        arguments = [f"--build-arg={key}={value}" for key, value in mirror.arguments.items()]
+        secrets = [f"--secret={secret}" for secret in mirror.secrets]
+        command = ["build", *labelled, *arguments, *secrets, "-t", image, "-f", dockerfile, context]
+        if subprocess.run([self.name, *command], check=False).returncode:
+            raise ToolError(f"{self.name} could not build {image}")
 
     def require(self, image: str) -> None:
         """Raises `ToolError` when the image is not here, as after a failed build."""
@@ -56,7 +64,14 @@ class ContainerTool:
                 return self._output("run", "--user", "0", container, "--", *command)
             finally:
                 self._output("rm", container)
-        return self._output("run", "--rm", "--network=none", "--user=0", f"--entrypoint={command[0]}", image, *command[1:])
+        return self._output("run", *_THROW_AWAY, f"--entrypoint={command[0]}", image, *command[1:])
+
+    def report(self, image: str) -> str:
+        """The image's size and its largest parts, in MB."""
+        listing = self.run(image, "sh", "-c", f"du -sm {_PARTS} 2>/dev/null | sort -rn | head -n {_LARGEST}")
+        rows = [line.split("\t") for line in listing.splitlines()]
+        lines = [f"{size:>7} MB  {path}" for size, path in rows]
+        return "\n".join([f"{self.size(image) / 1e6:7.0f} MB  {image}, of which", *lines])
 
     def push(self, image: str, target: str, options: Sequence[str] = ()) -> str:
         """Pushes the image as `target` (registry/name:tag) and returns the digest that the registry keeps."""

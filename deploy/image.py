@@ -2,8 +2,7 @@
 
     python deploy/image.py [--model FOLDER_OR_HUB_ID] [--gpu] [--image NAME:TAG]
 
-Settings for machines behind a mirror come from the environment: `BASE_IMAGE` (a local Python image), `PIP_CONF` (a
-pip.conf) and `CA_BUNDLE` (PEM file). The last two are build secrets: neither stays in the image.
+Settings for machines behind a mirror come from the environment: `BASE_IMAGE`, `PIP_CONF` and `CA_BUNDLE` (mirror.py).
 """
 
 import argparse
@@ -19,6 +18,7 @@ from pathlib import Path
 import bentoml.container
 import yaml
 from container_tool import ContainerTool, ToolError
+from mirror import Mirror
 
 from parley.engine.launch import choose
 from parley.engine.model import ModelError, resolve
@@ -97,27 +97,17 @@ def build_bento(recipe: Recipe) -> str:
 def containerize(bento: str, image: str, torch: str, tool: ContainerTool) -> None:
     """`bentoml containerize` through its Python form: the command line takes each option only once."""
     os.environ.setdefault("BUILDAH_FORMAT", "docker")  # OCI's format has no health check
-    arguments = {"TORCH": torch, "BASE_IMAGE": os.environ.get("BASE_IMAGE", "")}
-    secrets = {"pip": os.environ.get("PIP_CONF"), "ca": os.environ.get("CA_BUNDLE")}
+    mirror = Mirror.from_env()
     # BentoML unpacks the Bento into a temporary folder, and reads a Dockerfile template only below the current one.
     with contextlib.chdir(tempfile.gettempdir()):
         bentoml.container.build(
             bento,
             backend=tool.name,  # type: ignore[call-overload]  # one overload for each backend's name
             image_tag=(image,),
-            build_arg={key: value for key, value in arguments.items() if value},
-            secret=tuple(f"id={key},src={value}" for key, value in secrets.items() if value),
+            build_arg={"TORCH": torch, **mirror.arguments},
+            secret=mirror.secrets,
         )
     tool.require(image)
-
-
-def report(image: str, tool: ContainerTool) -> str:
-    """The image's size and its largest folders, in MB."""
-    listing = tool.run(image, "sh", "-c", "du -xm -d 5 / 2>/dev/null | sort -rn")
-    rows = [line.split("\t") for line in listing.splitlines()]
-    parts = [row for row in rows if row[1].count("/") == 6 or row[1].startswith("/usr/")][:8]  # noqa: PLR2004 - see below
-    lines = [f"{size:>7} MB  {path}" for size, path in parts]
-    return "\n".join([f"{tool.size(image) / 1e6:7.0f} MB  {image}, of which", *lines])
 
 
 def main() -> None:
@@ -131,7 +121,7 @@ def main() -> None:
         tool = ContainerTool.find()
         chosen = recipe(arguments.model, arguments.gpu)
         containerize(build_bento(chosen), arguments.image, chosen.torch, tool)
-        print(report(arguments.image, tool))
+        print(tool.report(arguments.image))
     except (ModelError, ToolError) as error:
         sys.exit(f"parley: {error}")
 

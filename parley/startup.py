@@ -1,10 +1,12 @@
-"""A failed start ends the whole service, with one line and a non-zero status.
+"""How the processes of a service hang together: a failed start ends them all, and none outlives the one above it.
 
 BentoML's supervisor starts a failing worker again for ever. So the worker tells the supervisor's process why it cannot
 start, through a named pipe whose path it inherits, and a thread there ends it.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -12,6 +14,19 @@ from pathlib import Path
 from typing import NoReturn
 
 _PIPE = "PARLEY_INTERNAL_STARTUP_PIPE"
+
+
+_PR_SET_PDEATHSIG = 1
+"""From Linux's sys/prctl.h."""
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Asks Linux to send this process a signal when the thread that started it ends.
+
+    SIGKILL reaches a process that is stopped, too. Elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def fail(message: str) -> NoReturn:

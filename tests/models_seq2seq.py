@@ -22,7 +22,7 @@ from transformers import (
 
 POSITIONS = 64
 VOCABULARY = 320
-_END_FACTOR = 2.0
+_END_FACTOR = 3.0
 """Makes the end token likelier than another, so that answers of random weights also end by themselves."""
 
 CORPUS = [

@@ -27,6 +27,7 @@ def export(folder: Path = MODEL) -> None:
     model = load_model(OUT / "checkpoint.pt").to(torch.bfloat16)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     _write_json(folder / "config.json", _config(model.shape))
     _write_json(folder / "generation_config.json", _generation_config())
     _write_tokenizer(folder)

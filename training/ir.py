@@ -107,7 +107,7 @@ class _Graph:
     def _causal_bias(self) -> Node:
         """0 where a key may be seen and a large negative number elsewhere: (batch, 1, length, keys)."""
         keys = ops.gather(ops.shape_of(self.mask), np.int64(1), np.int64(0))
-        at = ops.unsqueeze(ops.range(np.int64(0), keys, np.int64(1), np.dtype(np.int64)), np.array([0, 1, 2]))
+        at = ops.unsqueeze(ops.range(np.int64(0), keys, np.int64(1), "i64"), np.array([0, 1, 2]))
         is_past = ops.less_equal(at, ops.unsqueeze(self.positions, np.array([1, 3])))
         is_text = ops.equal(ops.unsqueeze(self.mask, np.array([1, 2])), np.int64(1))
         return ops.select(ops.logical_and(is_past, is_text), np.float32(0), np.float32(-65504))

@@ -4,7 +4,6 @@ Started by `EngineProcess` with one end of a socket pair. It ends when that sock
 and it ignores the signals that a terminal or a supervisor sends to the whole group: the worker decides when to stop.
 """
 
-import ctypes
 import os
 import queue
 import signal
@@ -21,10 +20,9 @@ from parley.engine.launch import Launch, load_runner
 from parley.engine.model import ModelError
 from parley.engine.runner import Runner
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
+from parley.startup import end_with_parent
 
 BEAT_SECONDS = 0.5
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Link:
@@ -107,12 +105,6 @@ class Loop:
         return events
 
 
-def _die_with_parent() -> None:
-    """Asks Linux for SIGKILL when the worker dies: it works on a process that is stopped, too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _beat(link: Link, loop: Loop) -> None:
     while True:
         link.send(Beat(loop.steps, loop.busy))
@@ -138,7 +130,7 @@ def main() -> None:
     """Runs the engine process: `python -m parley.engine.loop FD LAUNCH_JSON`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     launch = msgspec.json.decode(sys.argv[2], type=Launch)
     runner = _load(link, launch)

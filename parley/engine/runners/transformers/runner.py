@@ -9,8 +9,8 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Job, ModelInfo, Placement, Step
 from parley.engine.runners import hardware
-from parley.engine.runners.batch import Batch, Progress
-from parley.engine.runners.sampler import Answer, Sampler, begin
+from parley.engine.runners.transformers.batch import Batch, Progress
+from parley.engine.runners.transformers.sampler import Answer, Sampler, begin
 from parley.tokenizer import StreamText, Tokenizer, WholeText
 
 _PARAMETERS = [
@@ -48,7 +48,7 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Transformer
         model = _load_model(folder, where, dtype)
         config = _generation_config(folder, model)
         return TransformersRunner(model, config, Tokenizer.load(folder.path), placement.max_batch, reason)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, ImportError, RuntimeError, MemoryError) as error:
         cause = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"model {folder.name!r}: transformers cannot load it: {cause}") from error
 

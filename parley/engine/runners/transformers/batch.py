@@ -19,8 +19,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from transformers.generation.continuous_batching import ContinuousBatchingManager, RequestState, RequestStatus
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
-from parley.engine.runners import attention, hardware
-from parley.engine.runners.sampler import Sampler
+from parley.engine.runners import hardware
+from parley.engine.runners.transformers import attention
+from parley.engine.runners.transformers.sampler import Sampler
 
 _PAGE = 32
 """Tokens a cache block. Only whole blocks are shared between prompts, so small ones share more."""

@@ -1,0 +1,69 @@
+"""Gauge: CPU and memory of a server's processes, read from the operating system."""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import psutil
+
+IDLE_SHARE = 0.15
+"""Of one core: below it a server counts as idle."""
+LOOK_SECONDS = 0.25
+
+
+class Cpu(NamedTuple):
+    """Seconds of CPU so far, of all processes, and of those that are not the engine's."""
+
+    all: float
+    api: float
+
+
+class Gauge:
+    """The process tree of one server. Processes that end while it looks are left out.
+
+    Args:
+        pid: its root.
+        engine_mark: words in the command line of the engine's own processes; empty when it has none.
+    """
+
+    def __init__(self, pid: int, engine_mark: str = "") -> None:
+        self._root = psutil.Process(pid)
+        self._mark = engine_mark
+
+    def cpu(self) -> Cpu:
+        """CPU of all processes that are alive."""
+        total = api = 0.0
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+                api += 0.0 if self._is_engine(process) else times.user + times.system
+        return Cpu(total, api)
+
+    def resident(self) -> int:
+        """Bytes in memory, shared pages counted once (PSS)."""
+        total = 0
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_full_info().pss
+        return total
+
+    def settles(self, patience: float) -> bool:
+        """Waits until the server does nothing any more; False when it still works after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        before = self.cpu().all
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            now = self.cpu().all
+            if now - before < IDLE_SHARE * LOOK_SECONDS:
+                return True
+            before = now
+        return False
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        yield self._root
+        yield from self._root.children(recursive=True)
+
+    def _is_engine(self, process: psutil.Process) -> bool:
+        return bool(self._mark) and self._mark in " ".join(process.cmdline())

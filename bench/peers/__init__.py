@@ -1,0 +1,1 @@
+"""Servers that Parley is compared with."""

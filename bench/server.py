@@ -1,0 +1,124 @@
+"""Server: a contestant that runs as a program of its own and is asked over HTTP."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.crowd import drive
+from bench.gauge import Cpu, Gauge
+from bench.load import Target
+from bench.summary import Outcome, Usage
+from bench.workload import Workload
+from parley.client import Client
+from parley.contract.chat import Message
+from parley.contract.errors import ParleyError
+
+READY_SECONDS = 300.0
+STOP_SECONDS = 15.0
+SETTLE_SECONDS = 8.0
+
+
+class NotStarted(Exception):
+    """A contestant cannot take part; the message says why."""
+
+
+@dataclass
+class Server:
+    """A program and where it listens.
+
+    Args:
+        name: how the table calls it.
+        command: starts it, in the foreground.
+        target: its address and how to ask it.
+        log: where its output goes.
+        environment: added to ours.
+        engine_mark: words in the command line of the processes that are its engine, if they are not the API's.
+    """
+
+    name: str
+    command: Sequence[str]
+    target: Target
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    engine_mark: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """Starts it; returns the seconds until it had answered its first request, of one token.
+
+        Raises:
+            NotStarted: when it ends or does not answer.
+        """
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while time.monotonic() - began < READY_SECONDS:
+            if self._process.poll() is not None:
+                raise NotStarted(f"it ended with status {self._process.returncode}; see {self.log}")
+            if self._answers():
+                return time.monotonic() - began
+            time.sleep(0.05)
+        self.stop()
+        raise NotStarted(f"it gave no answer within {READY_SECONDS:g} s; see {self.log}")
+
+    def measure(self, workload: Workload) -> Outcome:
+        """Runs one workload against it."""
+        gauge = self._gauge()
+        readings: list[Cpu] = []
+
+        def read() -> None:
+            readings.append(gauge.cpu())
+
+        watched = drive(self.target, workload, read, read)
+        used = [end - start for start, end in zip(*readings, strict=True)]
+        api = used[1] if self.engine_mark else None
+        return Outcome(watched.records, workload.window, Usage(used[0], api, watched.cpu, gauge.resident()))
+
+    def settle(self) -> None:
+        """Waits until it has dropped what the last trial left; one that works on is started again."""
+        if not self._gauge().settles(SETTLE_SECONDS):
+            self.stop()
+            self.start()
+
+    def stop(self) -> None:
+        """Ends it and every process of its group."""
+        if self._process is None:
+            return
+        _signal_group(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        _signal_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _gauge(self) -> Gauge:
+        if self._process is None:
+            raise NotStarted(f"{self.name} does not run")
+        return Gauge(self._process.pid, self.engine_mark)
+
+    def _answers(self) -> bool:
+        with Client(self.target.url, timeout=READY_SECONDS, model=self.target.model) as client:
+            try:
+                client.chat([Message("user", "baba")], max_tokens=1, **self.target.sampling)
+            except ParleyError:
+                return False
+        return True
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,221 @@
+"""The Kubernetes manifests: rendered as `kubectl apply -k` would, each checked strictly and against our own settings."""
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from tests.conftest import needs
+
+from parley.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+OVERLAYS = ["cpu", "gpu", "single-node"]
+KUBERNETES = "1.36"
+STOP_SECONDS = 20
+"""What the service needs to end after its drain."""
+
+# The part of monitoring.coreos.com/v1 that we use, closed against misspelt keys; Kubernetes' own schemas end at its own kinds.
+SERVICE_MONITOR = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "ServiceMonitor"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["selector", "endpoints"],
+            "properties": {
+                "selector": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"matchLabels": {"additionalProperties": {"type": "string"}}},
+                },
+                "endpoints": {
+                    "type": "array",
+                    "items": {
+                        "additionalProperties": False,
+                        "properties": {
+                            "port": {"type": "string"},
+                            "path": {"type": "string"},
+                            "interval": {"pattern": "^[0-9]+(ms|s|m|h)$"},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+@cache
+def render(overlay: str) -> str:
+    """The overlay's manifests as one YAML stream."""
+    needs("kubectl")
+    command = ["kubectl", "kustomize", str(ROOT / "deploy/kubernetes/overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+def manifests(overlay: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every object of the overlay by kind and name; the names of generated settings without their hash."""
+    objects = [each for each in yaml.safe_load_all(render(overlay)) if each]
+    return {(each["kind"], _plain_name(each)): each for each in objects}
+
+
+def _plain_name(manifest: dict[str, Any]) -> str:
+    name: str = manifest["metadata"]["name"]
+    return name.rpartition("-")[0] if manifest["kind"] == "ConfigMap" else name
+
+
+def pod(overlay: str, name: str) -> dict[str, Any]:
+    """The pod specification of a Deployment."""
+    spec: dict[str, Any] = manifests(overlay)["Deployment", name]["spec"]["template"]["spec"]
+    return spec
+
+
+def validate(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Checks against Kubernetes' own schemas; unknown keys are errors."""
+    needs("kubernetes-validate")
+    path = folder / "manifests.yaml"
+    path.write_text(text, "utf-8")
+    command = ["kubernetes-validate", "--strict", "-k", KUBERNETES, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_are_valid(overlay: str, tmp_path: Path) -> None:
+    """Fails when the cluster would refuse a manifest, or silently drop a misspelt key of it."""
+    done = validate(render(overlay), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    foreign = [line for line in (done.stdout + done.stderr).splitlines() if "Couldn't find schema" in line]
+    assert all("ServiceMonitor" in line for line in foreign)
+
+
+def test_a_misspelt_key_is_seen(tmp_path: Path) -> None:
+    """Fails when the check above would pass anything."""
+    needs("kubectl")
+    assert validate(render("cpu").replace("readinessProbe:", "readynessProbe:"), tmp_path).returncode != 0
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_service_monitor_is_valid(overlay: str) -> None:
+    """Fails when Prometheus would not find the metrics: a misspelt key, or a port that the service does not have."""
+    monitor = manifests(overlay)["ServiceMonitor", "parley"]
+    jsonschema.validate(monitor, SERVICE_MONITOR)
+    service = manifests(overlay)["Service", "parley"]
+    assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_service_accepts_its_settings(overlay: str) -> None:
+    """Fails when a pod would end at its start because a PARLEY_ variable is not a setting, or no longer one."""
+    Settings.from_env(manifests(overlay)["ConfigMap", "parley-settings"]["data"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["parley", "parley-client"])
+def test_pods_get_no_settings_from_service_links(overlay: str, name: str) -> None:
+    """Fails when Kubernetes puts PARLEY_PORT and its like into the pods: the service refuses settings it does not know."""
+    assert pod(overlay, name)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_grace_covers_pause_drain_and_stop(overlay: str) -> None:
+    """Fails when a pod is killed while it still finishes answers."""
+    settings = Settings.from_env(manifests(overlay)["ConfigMap", "parley-settings"]["data"])
+    spec = pod(overlay, "parley")
+    pause = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] >= pause + settings.drain_grace + STOP_SECONDS
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["parley", "parley-client"])
+def test_pods_are_hardened(overlay: str, name: str) -> None:
+    """Fails when a pod could run as root, write its root, gain privileges, or starve its node."""
+    spec = pod(overlay, name)
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert isinstance(spec["securityContext"]["runAsUser"], int)
+    assert spec["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"]
+    assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["parley", "parley-client"])
+def test_probes_need_no_curl(overlay: str, name: str) -> None:
+    """Fails when a probe runs what the image does not have: `httpGet` becomes curl under `podman kube play`."""
+    (container,) = pod(overlay, name)["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["exec"]["command"][0] == "python"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_find_their_pods(overlay: str) -> None:
+    """Fails when a Service, a budget or a policy points at no pod."""
+    objects = manifests(overlay)
+    for name in ("parley", "parley-client"):
+        labels = objects["Deployment", name]["spec"]["template"]["metadata"]["labels"].items()
+        assert objects["Service", name]["spec"]["selector"].items() <= labels
+        assert objects["PodDisruptionBudget", name]["spec"]["selector"]["matchLabels"].items() <= labels
+        assert objects["NetworkPolicy", name]["spec"]["podSelector"]["matchLabels"].items() <= labels
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_pods_name_exists(overlay: str) -> None:
+    """Fails when a pod waits for ever for a ConfigMap, Secret or volume claim that nothing makes."""
+    present = {(each["kind"], each["metadata"]["name"]) for each in manifests(overlay).values()}
+    for name in ("parley", "parley-client"):
+        spec = pod(overlay, name)
+        maps = {("ConfigMap", source["configMapRef"]["name"]) for source in spec["containers"][0]["envFrom"]}
+        volumes = spec["volumes"]
+        secrets = {("Secret", volume["secret"]["secretName"]) for volume in volumes if "secret" in volume}
+        claims = {each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each}
+        assert maps | secrets | {("PersistentVolumeClaim", claim) for claim in claims} <= present
+
+
+def test_queue_scales_first_and_cpu_stands_in() -> None:
+    """Fails when the autoscaler has no second metric where the queue's is missing, or fights over the replica count."""
+    objects = manifests("cpu")
+    metrics = objects["HorizontalPodAutoscaler", "parley"]["spec"]["metrics"]
+    assert {metric["type"] for metric in metrics} == {"Resource", "Pods"}
+    assert "replicas" not in objects["Deployment", "parley"]["spec"]
+
+
+def test_policies_allow_only_what_is_needed() -> None:
+    """Fails when the service may reach out, or anyone but the client, the ingress and Prometheus may reach it."""
+    policy = manifests("cpu")["NetworkPolicy", "parley"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert "egress" not in policy
+    assert len(policy["ingress"][0]["from"]) == len(["client", "ingress controller", "prometheus"])
+
+
+def test_streams_pass_the_ingress() -> None:
+    """Fails when the ingress would buffer a stream, or cut it while a long answer is under way."""
+    notes = manifests("cpu")["Ingress", "parley"]["metadata"]["annotations"]
+    assert notes["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    drain = Settings.from_env(manifests("cpu")["ConfigMap", "parley-settings"]["data"]).drain_grace
+    assert int(notes["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > drain
+
+
+def test_gpu_pods_ask_for_a_device() -> None:
+    """Fails when a CUDA pod lands on a node without a device, or the CPU image is run there."""
+    spec = pod("gpu", "parley")
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spec["containers"][0]["image"].endswith("-gpu")

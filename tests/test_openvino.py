@@ -1,0 +1,142 @@
+"""The OpenVINO runner on the embedded model: equal to transformers, batched, seeded, cancelled, bounded."""
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+
+from parley.contract.chat import Message
+from parley.engine.launch import choose
+from parley.engine.model import ModelError, ModelFolder, resolve
+from parley.engine.runner import Job, Placement, Sampling
+from parley.engine.runners import openvino
+from parley.engine.runners.openvino import OpenVINORunner, cache_blocks
+from parley.settings import DEFAULT_SYSTEM_PROMPT
+from parley.tokenizer import Tokenizer
+from tests.conftest import POCKET
+
+NAMES = "Batman Superman Magneto Hulk Storm Asterix Tintin Akira Watchmen Maus Krypton Joker Thor Snoopy Spawn".split()
+ASKED = [
+    "Who is {}?", "who created {}", "Tell me about {}.", "when did {} first appear", "{} publisher?", "is {} a hero",
+    "What powers does {} have?", "where does {} live", "Who is the enemy of {}?", "do you like {}", "{}", "why {}?",
+    "Recommend something like {}", "What's the weather in {}?",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return resolve("pocket", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def runner(folder: ModelFolder) -> OpenVINORunner:
+    return openvino.load(folder, Placement(), "test")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = Tokenizer.load(POCKET)
+    texts = [question.format(name) for name in NAMES for question in ASKED]
+    return [tokenizer.chat([Message("system", DEFAULT_SYSTEM_PROMPT), Message("user", text)]) for text in texts]
+
+
+def run(runner: OpenVINORunner, jobs: Sequence[Job]) -> dict[int, list[int]]:
+    """All jobs together, to their ends."""
+    tokens: dict[int, list[int]] = {job.id: [] for job in jobs}
+    for job in jobs:
+        runner.add(job)
+    open_jobs = set(tokens)
+    while open_jobs:
+        for step in runner.step():
+            assert step.error is None
+            tokens[step.id] += step.tokens
+            if step.finish:
+                open_jobs.remove(step.id)
+    return tokens
+
+
+def test_greedy_answers_are_transformers_answers(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
+    """Fails when the export, the cache or the batch changes a single token of the embedded model's answers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32)
+    jobs = [Job(index, prompt, Sampling(max_tokens=32)) for index, prompt in enumerate(prompts)]
+    assert len(jobs) >= 200
+    answers = run(runner, jobs)
+    for job in jobs:
+        ids = torch.tensor([job.prompt])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+        expected = whole[0, len(job.prompt) :].tolist()
+        assert answers[job.id] == [token for token in expected if token != model.generation_config.eos_token_id]
+
+
+def test_a_seed_affects_only_its_own_request(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
+    """Fails when the same seed gives another answer in company, or one request's seed decides another's answer."""
+    hot = Sampling(max_tokens=24, temperature=1.5, seed=7)
+    alone = run(runner, [Job(1000, prompts[0], hot)])[1000]
+    company = [
+        Job(2000 + index, prompts[index % 50], Sampling(max_tokens=24, temperature=1.5, seed=index)) for index in range(20)
+    ]
+    together = run(runner, [Job(1001, prompts[0], hot), *company])
+    assert together[1001] == alone
+    assert len({tuple(tokens) for tokens in together.values()}) > 10
+
+
+def test_a_cancelled_job_is_gone_and_the_others_are_not_disturbed(
+    runner: OpenVINORunner, prompts: list[list[int]]
+) -> None:
+    """Fails when a client that left still uses the batch, or changes somebody else's answer."""
+    kept = Job(3000, prompts[3], Sampling(max_tokens=20))
+    expected = run(runner, [Job(3001, prompts[3], Sampling(max_tokens=20))])[3001]
+    runner.add(Job(3002, prompts[4], Sampling(max_tokens=500, temperature=2.0, seed=1)))
+    runner.add(kept)
+    seen: list[int] = []
+    finished = False
+    runner.step()
+    runner.cancel(3002)
+    while not finished:
+        for step in runner.step():
+            assert step.id == 3000
+            seen += step.tokens
+            finished = step.finish is not None
+    assert expected[-len(seen) :] == seen
+
+
+def test_more_long_requests_than_the_cache_holds_all_end(folder: ModelFolder, prompts: list[list[int]]) -> None:
+    """Fails when a full cache hangs, crashes or loses requests (R22)."""
+    small = openvino.load(folder, Placement(max_batch=2), "test")
+    rng = Random(0)
+    context = small.info.context_length
+    long = [[*prompts[0], *(rng.choice(prompts)[0] for _ in range(context // 2))] for _ in range(64)]
+    answers = run(small, [Job(index, prompt, Sampling(max_tokens=8)) for index, prompt in enumerate(long)])
+    assert len(answers) == 64
+
+
+def test_the_cache_has_room_for_a_full_batch_and_bounds() -> None:
+    """Fails when the cache is sized so that long chats are pushed out, or takes the machine's memory."""
+    config = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 256}
+    assert cache_blocks(config, 1024, 8, 4, 2**40) == 8 * 32
+    assert cache_blocks(config, 1024, 8, 4, 100 * 2**20) < 8 * 32
+    assert cache_blocks(config, 1024, 8, 4, 1) == 32
+
+
+@pytest.mark.parametrize(
+    ("placement", "words"),
+    [(Placement(dtype="float16"), "has no float16"), (Placement(dtype="int8"), "no openvino-int8/ export")],
+)
+def test_a_precision_that_is_not_there_is_one_line(folder: ModelFolder, placement: Placement, words: str) -> None:
+    """Fails when an operator's wrong precision is ignored, or ends in a library's traceback."""
+    with pytest.raises(ModelError, match=words):
+        openvino.load(folder, placement, "test")
+
+
+def test_auto_says_why(folder: ModelFolder) -> None:
+    """Fails when the embedded model is not served by the fast engine where it can be, or the reason is not told."""
+    assert choose("auto", folder, None).engine == "openvino"
+    assert choose("auto", folder, "cuda").engine == "transformers"
+    assert choose("auto", folder, None, installed=lambda engine: engine != "openvino").engine == "transformers"
+    with pytest.raises(ModelError, match="openvino_genai, which is not installed"):
+        choose("openvino", folder, None, installed=lambda _: False)
+    with pytest.raises(ModelError, match="decoder-only"):
+        choose("seq2seq", folder, None)
