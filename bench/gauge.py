@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 IDLE_SHARE = 0.15
 """Of one core: below it a server counts as idle."""

@@ -6,7 +6,7 @@ At the end of the window whatever is still under way is left as it stands, and i
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
@@ -25,11 +25,13 @@ class Target:
         url: its address.
         model: the name to ask for; None for the first that it lists.
         sampling: further fields of every request.
+        says_done: whether its streams end in `[DONE]`; where they do not, a cut answer cannot be told from a whole one.
     """
 
     url: str
-    model: str | None
-    sampling: dict[str, JsonValue]
+    model: str | None = None
+    sampling: dict[str, JsonValue] = field(default_factory=dict)
+    says_done: bool = True
 
 
 class Load:
@@ -100,8 +102,10 @@ class Load:
                     text.append(piece)
                 usage = answer.reply.usage
         except ParleyError as error:
-            record.error = f"{error.code}: {error.message}"
-            return ""
+            if self._target.says_done or not record.pieces:
+                record.error = f"{error.code}: {error.message}"
+                return ""
+            usage = None
         if usage is not None:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         record.done = True

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.contestant import READY_SECONDS, NotStarted
 from bench.crowd import drive
 from bench.gauge import Cpu, Gauge
 from bench.load import Target
@@ -17,13 +19,8 @@ from parley.client import Client
 from parley.contract.chat import Message
 from parley.contract.errors import ParleyError
 
-READY_SECONDS = 300.0
 STOP_SECONDS = 15.0
 SETTLE_SECONDS = 8.0
-
-
-class NotStarted(Exception):
-    """A contestant cannot take part; the message says why."""
 
 
 @dataclass
@@ -95,10 +92,8 @@ class Server:
         if self._process is None:
             return
         _signal_group(self._process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
         _signal_group(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
@@ -109,16 +104,15 @@ class Server:
         return Gauge(self._process.pid, self.engine_mark)
 
     def _answers(self) -> bool:
+        """Whether a first piece of an answer comes back."""
         with Client(self.target.url, timeout=READY_SECONDS, model=self.target.model) as client:
             try:
-                client.chat([Message("user", "baba")], max_tokens=1, **self.target.sampling)
+                with client.stream([Message("user", "baba")], max_tokens=1, **self.target.sampling) as answer:
+                    return next(iter(answer), None) is not None
             except ParleyError:
                 return False
-        return True
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(leader, number)
-    except ProcessLookupError:
-        return

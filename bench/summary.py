@@ -12,13 +12,14 @@ PERCENTS = (50, 95, 99)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a trial cost. CPU in seconds over the whole window; `api_cpu` is None where engine and API are one process."""
+    """What a trial cost, in seconds of CPU over the whole window; None where it cannot be seen."""
 
-    server_cpu: float
+    server_cpu: float | None
     api_cpu: float | None
+    """Without the engine's processes; None where engine and API are one."""
     load_cpu: float
-    """The load generator's own CPU."""
-    resident: int
+    """The load generator's own."""
+    resident: int | None
     """Bytes of the server's processes at the end of the window, shared pages counted once (PSS)."""
 
 
@@ -39,7 +40,7 @@ class Summary:
     """Generated tokens a second over all users."""
     completed: int
     unanswered: int
-    """Requests without a first piece at the end; their waits so far are in `first_token`, which is then a lower bound."""
+    """Requests without a first piece at the end; their waits so far make `first_token` a lower bound."""
     failed: int
     first_error: str | None
     first_token: list[float]
@@ -57,7 +58,7 @@ class Summary:
     """Microseconds."""
     load_share: float
     """Of one core, by the load generator."""
-    resident_mb: float
+    resident_mb: float | None
 
 
 def summarize(outcome: Outcome) -> Summary:
@@ -82,7 +83,7 @@ def summarize(outcome: Outcome) -> Summary:
         api_cpu_per_token=_each(usage.api_cpu, tokens),
         server_cpu_per_token=_each(usage.server_cpu, tokens),
         load_share=usage.load_cpu / outcome.window,
-        resident_mb=usage.resident / 1e6,
+        resident_mb=None if usage.resident is None else usage.resident / 1e6,
     )
 
 

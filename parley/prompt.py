@@ -3,9 +3,12 @@
 What is dropped from a long conversation is decided here, from counts alone; the tokenizer is the only thing called.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from jinja2 import TemplateError
 
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
@@ -28,6 +31,9 @@ class Style(Protocol):
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """All token ids of the conversation, however long."""
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone, without anything around it."""
+
     @property
     def reads_system(self) -> bool:
         """Whether a system message has a place in it."""
@@ -42,8 +48,20 @@ class ChatTemplate:
         self._tokenizer = tokenizer
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids up to and including the generation prompt."""
-        return self._tokenizer.chat(messages)
+        """Token ids up to and including the generation prompt.
+
+        Raises:
+            ParleyError: `INVALID_VALUE` when the template refuses the conversation, such as two user turns in a row.
+        """
+        try:
+            return self._tokenizer.chat(messages)
+        except TemplateError:
+            message = "This model's chat template does not take these messages; most want user and assistant in turns."
+            raise ParleyError(ErrorCode.INVALID_VALUE, message, "messages") from None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 class BlenderbotJoin:
@@ -62,6 +80,10 @@ class BlenderbotJoin:
         """Token ids with the closing `</s>`."""
         return self._tokenizer.encode("  ".join(f" {text}" if role == "user" else text for role, text in messages))
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
 
 class EosJoin:
     """The same pipeline's way with models that have neither template nor join: each turn, then end-of-sequence."""
@@ -77,6 +99,10 @@ class EosJoin:
         turns = (self._tokenizer.encode(text, add_special_tokens=False) for _, text in messages)
         return [token for turn in turns for token in (*turn, *eos)]
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
 
 class LastMessage:
     """What the echo runner reads: the last message as UTF-8 bytes."""
@@ -85,7 +111,11 @@ class LastMessage:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """One token a byte."""
-        return list(messages[-1].content.encode())
+        return self.encode_text(messages[-1].content)
+
+    def encode_text(self, text: str) -> list[int]:
+        """One token a byte."""
+        return list(text.encode())
 
 
 def style_for(tokenizer: Tokenizer, model_type: str) -> Style:
@@ -122,18 +152,30 @@ class PromptBuilder:
             ParleyError: `CONTEXT_LENGTH_EXCEEDED` when it does not fit and the policy cannot or may not shorten it;
                 `UNSUPPORTED_PARAMETER` for a system message that the model has no place for.
         """
-        self._refuse_system(messages)
-        if self._system_prompt and messages[0].role != "system":
-            messages = [Message("system", self._system_prompt), *messages]
+        messages = self._with_system(messages)
         ids = self._style.encode(messages)
         room = self._room(max_tokens)
         if len(ids) <= room:
             return Prompt(ids)
         return self._shorten(messages, ids, room, policy or self._policy, max_tokens)
 
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation as the model would read it, however long; raises what `build` raises."""
+        return self._style.encode(self._with_system(messages))
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return self._style.encode_text(text)
+
     def room_for_answer(self, prompt: Prompt) -> int | None:
         """Tokens left for the answer; None where the answer has a context of its own."""
         return self._context - len(prompt.ids) if self._shared else None
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        self._refuse_system(messages)
+        if self._system_prompt and messages[0].role != "system":
+            return [Message("system", self._system_prompt), *messages]
+        return messages
 
     def _refuse_system(self, messages: Sequence[Message]) -> None:
         if self._style.reads_system:
@@ -178,8 +220,6 @@ def fewest_dropped(messages: Sequence[Message], fits: Callable[[Sequence[Message
     system = [message for message in messages if message.role == "system"]
     turns = [message for message in messages if message.role != "system"]
     starts = [index for index, turn in enumerate(turns) if index > 0 and turn.role == "user"]
-    for start in starts:
-        kept = [*system, *turns[start:]]
-        if fits(kept):
-            return kept
-    return None
+    # What fits still fits when it is shorter, so a few looks are enough however long the conversation is.
+    first = bisect_left(starts, True, key=lambda start: fits([*system, *turns[start:]]))
+    return [*system, *turns[starts[first] :]] if first < len(starts) else None

@@ -1,9 +1,10 @@
 """From settings to a running `Chat`: which model, which engine, which prompt style. Wiring only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from parley.api.admission import Admission
 from parley.api.chat import Chat
+from parley.engine.engine import State
 from parley.engine.launch import Launch, choose
 from parley.engine.model import ModelFolder, resolve
 from parley.engine.process import EngineProcess
@@ -11,6 +12,10 @@ from parley.engine.runner import ModelInfo, Placement
 from parley.engine.watch import Limits
 from parley.prompt import LastMessage, PromptBuilder, Style, style_for
 from parley.settings import Settings
+from parley.telemetry.exporter import otlp_sinks
+from parley.telemetry.http import Names
+from parley.telemetry.metrics import Load
+from parley.telemetry.observer import Observer
 from parley.tokenizer import Tokenizer
 
 
@@ -34,6 +39,17 @@ def create_chat(settings: Settings) -> Chat:
     limits = Limits(load=settings.load_timeout, step=settings.step_timeout)
     admission = Admission(settings.max_batch, settings.max_queue)
     return Chat(EngineProcess(launch, limits), builder_for(settings, folder), admission, settings.max_tokens, launch.name)
+
+
+def create_observer(chat: Chat, names: Names, environ: Mapping[str, str]) -> Observer:
+    """Metrics, logs and, where an exporter is set, traces of what `chat` serves."""
+
+    def load() -> Load:
+        health = chat.engine.health()
+        ready = health.state is State.READY
+        return Load(chat.admission.running, chat.admission.waiting, ready, health.restarts, health.cache_usage)
+
+    return Observer(chat.served, names, load, otlp_sinks(environ))
 
 
 def builder_for(settings: Settings, folder: ModelFolder | None) -> Callable[[ModelInfo], PromptBuilder]:

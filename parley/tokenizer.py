@@ -4,6 +4,7 @@ It lies below both `prompt` and `engine`, which need the same tokenizer in two p
 `tokenizer.json` load without torch.
 """
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Tokenizer:
         Raises:
             jinja2.TemplateError: when the template itself refuses the conversation.
         """
-        mark = self._mark(messages)
+        mark = _mark()
         rendered: str = self._hf.apply_chat_template(
             [{"role": role, "content": self._broken(content, mark)} for role, content in messages],
             tokenize=False,
@@ -90,7 +91,7 @@ class Tokenizer:
         return [*around[:cut], *ids, *around[cut:]]
 
     def _split_controls(self, text: str) -> list[str]:
-        mark = self._mark([Message("user", text)])
+        mark = _mark()
         return self._broken(text, mark).split(mark)
 
     def _broken(self, text: str, mark: str) -> str:
@@ -99,11 +100,6 @@ class Tokenizer:
             if len(control) > 1 and control in text:
                 text = text.replace(control, control[0] + mark + control[1:])
         return text
-
-    def _mark(self, messages: Sequence[Message]) -> str:
-        """A character that no message holds, from Unicode's private use area."""
-        used = {character for message in messages for character in message.content if "\ue000" <= character <= "\uf8ff"}
-        return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
 
 
 class StreamText:
@@ -122,6 +118,10 @@ class StreamText:
     def flush(self) -> str:
         """Nothing: what `DecodeStream` still holds is a part of a character, which is dropped."""
         return ""
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """One token's own text; None where it is a part of a character only."""
+        return whole_characters(self._backend.decode([token], skip_special_tokens=False))
 
 
 class WholeText:
@@ -142,8 +142,22 @@ class WholeText:
         """What was held back, once the answer has ended."""
         return self._up_to(0)
 
+    def token_bytes(self, token: int) -> bytes | None:
+        """One token's own text; None where it is a part of a character only."""
+        return whole_characters(self._tokenizer.decode([token]))
+
     def _up_to(self, held_back: int) -> str:
         text = self._tokenizer.decode(self._tokens, self._clean_up).rstrip("\ufffd")
         piece = text[self._sent : max(len(text) - held_back, self._sent)]
         self._sent += len(piece)
         return piece
+
+
+def _mark() -> str:
+    """A string that no message holds: random, as any fixed one could be written by somebody."""
+    return f"\ue000{secrets.token_hex(16)}\ue000"
+
+
+def whole_characters(text: str) -> bytes | None:
+    """A decoded token in UTF-8; None where the decoder had to put a replacement character."""
+    return None if "\ufffd" in text else text.encode()

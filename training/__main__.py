@@ -6,13 +6,16 @@ Every step skips what an earlier run has finished; `--fresh` starts over.
 
 import argparse
 import shutil
-from typing import Callable
+from collections.abc import Callable
 
 from training.batches import batches
+from training.card import write_card
 from training.corpus.book import Book
+from training.evaluation.evaluate import evaluate
+from training.export import export
 from training.knowledge_check import check_knowledge
 from training.model import Shape
-from training.paths import KNOWLEDGE, OUT, PHRASINGS
+from training.paths import KNOWLEDGE, MODEL, OUT, PHRASINGS
 from training.subject import load_subjects
 from training.tokenizer import train_tokenizer
 from training.train import Plan, Trainer
@@ -48,16 +51,13 @@ def _train(arguments: argparse.Namespace) -> None:
         trainer.run(batches(_book(), OUT / "tokenizer.json", plan.batch_tokens, Shape().context, seed))
 
 
-def _evaluate(_: argparse.Namespace) -> None:
-    from training.evaluate import evaluate
-
-    evaluate()
-
-
 def _export(_: argparse.Namespace) -> None:
-    from training.export import export
+    export(OUT, MODEL)
 
-    export()
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    table = evaluate(_book(), MODEL, OUT / "evaluation.json", arguments.seed)
+    write_card(MODEL, OUT, table)
 
 
 def _book() -> Book:

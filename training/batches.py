@@ -1,9 +1,8 @@
 """Batches of encoded conversations, grouped by length so that little is padding."""
 
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -28,7 +27,8 @@ def batches(book: Book, tokenizer: Path, tokens: int, context: int, seed: int) -
     talks = conversations(book, seed)
     plain, torn = load_tokenizer(tokenizer), load_tokenizer(tokenizer, _DROPOUT)
     while True:
-        encoded = [encode_talk(talk, plain, torn if rng.random() < _TORN_SHARE else plain) for talk in islice(talks, _TALKS_AT_ONCE)]
+        typed_by = (torn if rng.random() < _TORN_SHARE else plain for _ in range(_TALKS_AT_ONCE))
+        encoded = [encode_talk(talk, plain, typed) for typed, talk in zip(typed_by, talks, strict=False)]
         grouped = list(_grouped(encoded, tokens, context))
         rng.shuffle(grouped)
         yield from map(_padded, grouped)

@@ -7,36 +7,33 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from training.card import write_card
 from training.ir import write_ir
-from training.model import Model, Shape
-from training.paths import MODEL, OUT
+from training.model import Shape
 from training.tokenizer import END, END_ID, PAD, PAD_ID, START, TEMPLATE
 from training.train import load_model
 
 MAX_NEW_TOKENS = 96
 
 
-def export(folder: Path = MODEL) -> None:
-    """Write the checkpoint as a model folder.
+def export(made: Path, folder: Path) -> None:
+    """Write the checkpoint and the tokenizer that training has made as a model folder.
 
     The weights are rounded to bfloat16 once, as they were in every training step, and both formats hold the
     rounded numbers; `float32` in the config has transformers compute with full precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_model(OUT / "checkpoint.pt").to(torch.bfloat16)
+    model = load_model(made / "checkpoint.pt").to(torch.bfloat16)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     _write_json(folder / "config.json", _config(model.shape))
     _write_json(folder / "generation_config.json", _generation_config())
-    _write_tokenizer(folder)
+    _write_tokenizer(made, folder)
     write_ir(model.float(), folder)
-    write_card(model, folder)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    tokenizer = json.loads((OUT / "tokenizer.json").read_text())
+def _write_tokenizer(made: Path, folder: Path) -> None:
+    tokenizer = json.loads((made / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -88,8 +85,3 @@ def _tokenizer_config() -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
     }
-
-
-def parameters(model: Model) -> int:
-    """How many numbers the model holds, the shared embedding counted once."""
-    return sum(weight.numel() for weight in model.parameters())

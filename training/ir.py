@@ -15,18 +15,23 @@ from transformers import AutoTokenizer
 
 from training.model import Model
 
+_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
 Node = ov.Output | ov.Node
 
 
 def write_ir(model: Model, folder: Path) -> None:
-    """Write `openvino/` into the model folder: the graph with fp16 weights, tokenizer and configs."""
+    """Write `openvino/` into the model folder: the graph with fp16 weights, tokenizer and configs.
+
+    The graph's other numbers stay float32: rotary speeds in fp16 would move every logit by a thousandth.
+    """
     target = folder / "openvino"
     target.mkdir(exist_ok=True)
-    ov.save_model(_Graph(model).build(), target / "openvino_model.xml", compress_to_fp16=True)
+    ov.save_model(_Graph(model).build(), target / "openvino_model.xml", compress_to_fp16=False)
     tokenizer, detokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(folder), with_detokenizer=True)
     ov.save_model(tokenizer, target / "openvino_tokenizer.xml")
     ov.save_model(detokenizer, target / "openvino_detokenizer.xml")
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in _COPIED:
         (target / name).write_bytes((folder / name).read_bytes())
 
 
@@ -37,18 +42,20 @@ class _Graph:
         self.weights = {name: weight.numpy() for name, weight in model.state_dict().items()}
         self.shape = model.shape
         self.ids, self.mask = _input("input_ids"), _input("attention_mask")
-        self.positions, self.beam = _input("position_ids"), ops.parameter([-1], np.int32, "beam_idx")
+        self.positions, self.beam = _input("position_ids"), ops.parameter([-1], np.int32)
         self.beam.output(0).set_names({"beam_idx"})
+        self.beam.set_friendly_name("beam_idx")
         self.sinks: list[ov.Node] = []
 
     def build(self) -> ov.Model:
         """Token ids (batch, length) to `logits` (batch, length, vocabulary)."""
-        x = ops.gather(ops.constant(self.weights["model.embed_tokens.weight"]), self.ids, np.int64(0))
+        embedding = self._weight("model.embed_tokens.weight")
+        x = ops.gather(embedding, self.ids, np.int64(0))
         self.cos, self.sin = self._rotary()
         self.bias = self._causal_bias()
         for number in range(self.shape.layers):
             x = self._layer(x, f"model.layers.{number}.")
-        logits = ops.matmul(self._norm(x, "model.norm"), ops.constant(self.weights["model.embed_tokens.weight"]), False, True)
+        logits = ops.matmul(self._norm(x, "model.norm"), embedding, False, True)
         result = ops.result(logits)
         result.output(0).set_names({"logits"})
         return ov.Model([result], self.sinks, [self.ids, self.mask, self.positions, self.beam], "pocket")
@@ -115,13 +122,18 @@ class _Graph:
     def _norm(self, x: Node, name: str) -> Node:
         square = ops.reduce_mean(ops.multiply(x, x), np.array([-1]), True)
         scale = ops.divide(np.float32(1), ops.sqrt(ops.add(square, np.float32(self.shape.norm_eps))))
-        return ops.multiply(ops.multiply(x, scale), ops.constant(self.weights[name + ".weight"][None, None]))
+        return ops.multiply(ops.multiply(x, scale), ops.unsqueeze(self._weight(name + ".weight"), np.array([0, 1])))
 
     def _linear(self, x: Node, name: str) -> Node:
-        return ops.matmul(x, ops.constant(self.weights[name + ".weight"]), False, True)
+        return ops.matmul(x, self._weight(name + ".weight"), False, True)
+
+    def _weight(self, name: str) -> Node:
+        """A weight as float32, stored as fp16, which holds what bfloat16 has of numbers of this size."""
+        return ops.convert(ops.constant(self.weights[name].astype(np.float16)), np.float32)
 
 
 def _input(name: str) -> ov.Node:
-    node = ops.parameter([-1, -1], np.int64, name)
+    node = ops.parameter([-1, -1], np.int64)
+    node.set_friendly_name(name)
     node.output(0).set_names({name})
     return node

@@ -2,9 +2,10 @@
 
 import csv
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +81,9 @@ class Trainer:
         return loss.item()
 
     def _report(self, loss: float) -> None:
-        row = {"step": self.step, "tokens": self.tokens, "minutes": round(self.seconds / 60, 2), "loss": round(loss, 4)}
-        print(f"{self.done:6.1%}", *(f"{key} {value}" for key, value in row.items()), f"tokens/s {self.tokens / self.seconds:.0f}", flush=True)
+        minutes, speed = round(self.seconds / 60, 2), round(self.tokens / self.seconds)
+        row = {"step": self.step, "tokens": self.tokens, "minutes": minutes, "loss": round(loss, 4)}
+        print(f"{self.done:6.1%}", *(f"{key} {value}" for key, value in row.items()), f"tokens/s {speed}", flush=True)
         path = self.folder / "loss.csv"
         is_new = not path.exists()
         with path.open("a", newline="") as file:

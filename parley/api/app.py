@@ -2,10 +2,10 @@
 
 import time
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from parley.api import completions
 from parley.api.errors import on_invalid, on_parley_error
@@ -13,7 +13,7 @@ from parley.contract.errors import ParleyError
 
 
 def create_app() -> FastAPI:
-    """The app; the worker puts its `Chat` into `app.state.chat` before the first request."""
+    """The app; the worker sets `app.state.chat` and `app.state.observer` before the first request."""
     app = FastAPI(title="Parley", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ParleyError, on_parley_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -23,6 +23,12 @@ def create_app() -> FastAPI:
     async def root() -> dict[str, str]:
         """Whether the service is up; `/readyz` says whether it can answer."""
         return {"status": "OK!"}
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics(request: Request) -> Response:
+        """Everything in Prometheus' format; on a thread, as it takes some milliseconds."""
+        body, media_type = request.app.state.observer.metrics(request.headers.get("accept", ""))
+        return Response(body, media_type=media_type)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -1,32 +1,72 @@
 """Chat: from the messages of any route to one answer of the engine."""
 
+import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
-import msgspec
+from msgspec.structs import replace
 
-from parley.api.admission import Admission
+from parley.api.admission import Admission, Place
+from parley.api.answers import one_stream, timed
+from parley.api.deadline import kept
+from parley.api.keys import Key
+from parley.api.observed import Observed
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import ContextPolicy
-from parley.engine.engine import Engine, Event, Failure, Finish
+from parley.engine.engine import Delta, Engine, Event, Failure, Finish, TokenLogprob
 from parley.engine.runner import ModelInfo, Sampling
 from parley.prompt import Prompt, PromptBuilder
+from parley.telemetry.record import current
+
+BRIEF_CHARS = 10_000
+"""Conversations up to this length are tokenized on the event loop: it takes a millisecond or two."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Completion:
-    """A whole answer, and how it was come by."""
+class Terms:
+    """On what terms a request is answered, beside its messages and its sampling."""
+
+    answers: int = 1
+    policy: ContextPolicy | None = None
+    deadline: float | None = None
+    """The moment, in the event loop's time, at which its client gives up."""
+    key: Key | None = None
+
+
+PLAIN = Terms()
+"""One answer, for whoever waits however long."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
 
     text: str
     finish: Finish
+    logprobs: list[TokenLogprob]
+
+    @classmethod
+    def of(cls, events: Sequence[Delta | Finish]) -> "Answer":
+        """The answer that these events make together, the last of them its finish."""
+        finish = events[-1]
+        assert isinstance(finish, Finish)
+        texts = "".join(event.text for event in events)
+        return cls(texts, finish, [logprob for event in events for logprob in event.logprobs])
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All answers to one request, and what they are answers to."""
+
+    answers: list[Answer]
     prompt: Prompt
 
 
@@ -39,6 +79,7 @@ class Chat:
         admission: the door in front of the engine.
         max_tokens: longest answer where neither the request nor the model says one.
         served: the model's name in `GET /v1/models`.
+        longest: seconds after which an answer is ended.
     """
 
     def __init__(
@@ -48,13 +89,15 @@ class Chat:
         admission: Admission,
         max_tokens: int,
         served: str,
+        longest: float,
     ) -> None:
         self.engine = engine
         self.served = served
         self._make_builder = builder
         self._builder: PromptBuilder | None = None
-        self._admission = admission
+        self.admission = admission
         self._max_tokens = max_tokens
+        self._longest = longest
 
     @property
     def info(self) -> ModelInfo:
@@ -69,59 +112,117 @@ class Chat:
             )
         return self.engine.info
 
+    @property
+    def builder(self) -> PromptBuilder:
+        """What makes prompts for the loaded model; raises what `info` raises."""
+        if self._builder is None:
+            self._builder = self._make_builder(self.info)
+        return self._builder
+
     @asynccontextmanager
     async def answer(
-        self, messages: Sequence[Message], sampling: Sampling, policy: ContextPolicy | None = None
-    ) -> AsyncIterator[tuple[Prompt, AsyncGenerator[Event, None]]]:
-        """Admits a request and opens its answer; leaving the context cancels what still runs.
+        self, messages: Sequence[Message], sampling: Sampling, terms: Terms = PLAIN
+    ) -> AsyncIterator[tuple[Prompt, AsyncIterator[Event]]]:
+        """Admits a request and opens its answers; leaving the context cancels what still runs.
+
+        An event's `id` is the index of the answer that it belongs to.
 
         Raises:
             ParleyError: whatever refuses the request before the engine starts on it.
         """
         refuse_unhonoured(sampling, self.info)
-        self._admission.enter(random.random())
-        began = time.monotonic()
-        try:
-            prompt, bounded = self._prepare(messages, sampling, policy)
-            async with aclosing(self.engine.generate(prompt.ids, bounded)) as events:
-                yield prompt, events
-        finally:
-            self._admission.leave(time.monotonic() - began)
+        with charged(terms.key, terms.answers) as spent:
+            async with self._place(terms) as place:
+                prompt, bounded = await self._prepare(messages, sampling, terms.policy)
+                spent.append(len(prompt.ids))
+                async with self._opened(prompt, bounded, terms.answers) as answers:
+                    try:
+                        async with one_stream(answers) as events:
+                            yield prompt, events
+                    finally:
+                        for answer in answers:
+                            answer.close(self.served, len(prompt.ids), place)
+                            spent.append(answer.tokens)
 
-    async def complete(
-        self, messages: Sequence[Message], sampling: Sampling, policy: ContextPolicy | None = None
-    ) -> Completion:
-        """The whole answer.
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, terms: Terms = PLAIN) -> Completion:
+        """All answers, whole.
 
         Raises:
             ParleyError: what refused the request, or what the engine failed with.
         """
-        async with self.answer(messages, sampling, policy) as (prompt, events):
-            texts: list[str] = []
+        parts: list[list[Delta | Finish]] = [[] for _ in range(terms.answers)]
+        async with kept(terms.deadline), self.answer(messages, sampling, terms) as (prompt, events):
             async for event in events:
                 if isinstance(event, Failure):
                     raise ParleyError(event.code, event.message)
-                texts.append(event.text)
-        assert isinstance(event, Finish)
-        return Completion("".join(texts), event, prompt)
+                parts[event.id].append(event)
+        return Completion([Answer.of(part) for part in parts], prompt)
 
-    def _prepare(
+    @asynccontextmanager
+    async def _place(self, terms: Terms) -> AsyncIterator[Place]:
+        """A place in the batch, waited for in the order of arrival and no longer than the client waits."""
+        started = asyncio.Event()
+        patience = None if terms.deadline is None else terms.deadline - asyncio.get_running_loop().time()
+        place = self.admission.enter(terms.answers, patience, time.monotonic(), random.random(), started.set)
+        try:
+            async with kept(terms.deadline):
+                await started.wait()
+            yield place
+        finally:
+            self.admission.leave(place, time.monotonic())
+
+    @asynccontextmanager
+    async def _opened(self, prompt: Prompt, sampling: Sampling, count: int) -> AsyncIterator[list[Observed]]:
+        """This many answers of the engine, none of them begun yet."""
+        ends = asyncio.get_running_loop().time() + self._longest
+        async with AsyncExitStack() as stack:
+            answers = []
+            for index in range(count):
+                events = timed(self.engine.generate(prompt.ids, seeded(sampling, index)), index, ends, len(prompt.ids))
+                answers.append(Observed(await stack.enter_async_context(aclosing(events)), current()))
+            yield answers
+
+    async def _prepare(
         self, messages: Sequence[Message], sampling: Sampling, policy: ContextPolicy | None
     ) -> tuple[Prompt, Sampling]:
-        if self._builder is None:
-            self._builder = self._make_builder(self.info)
-        prompt = self._builder.build(messages, sampling.max_tokens, policy)
-        room = self._builder.room_for_answer(prompt)
+        builder = self.builder
+        length = sum(len(message.content) for message in messages)
+        prompt = await off_loop(length, lambda: builder.build(messages, sampling.max_tokens, policy))
+        room = builder.room_for_answer(prompt)
         if room is None:
             return prompt, sampling
         limit = min(room, sampling.max_tokens or self._max_tokens)
-        return prompt, msgspec.structs.replace(sampling, max_tokens=limit)
+        return prompt, replace(sampling, max_tokens=limit)
+
+
+async def off_loop(length: int, work: Callable[[], T]) -> T:
+    """Does work on a text of this many characters; on a thread where others would notice how long it takes."""
+    return work() if length <= BRIEF_CHARS else await asyncio.to_thread(work)
+
+
+def seeded(sampling: Sampling, index: int) -> Sampling:
+    """The sampling of one of several answers: each has a seed of its own, which follows from the request's."""
+    return replace(sampling, seed=sampling.seed + index) if sampling.seed is not None and index else sampling
+
+
+@contextmanager
+def charged(key: Key | None, answers: int) -> Iterator[list[int]]:
+    """Counts answers against a key's limits while they run, and the tokens put into the list when they have ended."""
+    spent: list[int] = []
+    if key is None:
+        yield spent
+        return
+    key.begin(answers, time.monotonic())
+    try:
+        yield spent
+    finally:
+        key.end(answers, sum(spent), time.monotonic())
 
 
 def refuse_unhonoured(sampling: Sampling, info: ModelInfo) -> None:
     """Refuses a parameter that the engine would not honour, by its name."""
     for field in sampling.__struct_fields__:
-        if getattr(sampling, field) not in (None, ()) and field not in info.parameters:
+        if getattr(sampling, field) not in (None, (), {}) and field not in info.parameters:
             raise ParleyError(
                 ErrorCode.UNSUPPORTED_PARAMETER, f"The {info.engine} engine does not support {field}.", field
             )

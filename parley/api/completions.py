@@ -2,32 +2,37 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request
+from msgspec.structs import replace
 from starlette.responses import Response, StreamingResponse
 
-from parley.api.chat import Chat, unless_disconnected
+from parley.api.chat import Answer, Chat, Completion, Terms, unless_disconnected
+from parley.api.deadline import kept
 from parley.api.sse import DONE, KEEP_ALIVE, Chunks, error_frame
-from parley.contract.chat import Message
+from parley.api.terms import terms_of
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import (
     ChatCompletion,
     ChatCompletionRequest,
     Choice,
+    ChoiceLogprobs,
     CompletionMessage,
-    ContextPolicy,
     Model,
     ModelList,
     PromptTokensDetails,
+    TokenLogprob,
     Usage,
 )
+from parley.engine import engine
 from parley.engine.engine import Delta, Event, Failure, Finish
 from parley.engine.runner import Sampling
 from parley.prompt import Prompt
 
-DROPPED_HEADER = "x-context-dropped-messages"
+SERVED_BY_US = ["n", "stream", "context_policy"]
+"""Parameters that every engine's models honour, because not the engine does."""
 
 
 def router(created: int) -> APIRouter:
@@ -43,20 +48,12 @@ def router(created: int) -> APIRouter:
         """A chat completion; with `stream` as server-sent events."""
         chat = chat_of(request)
         refuse_unknown_model(body.model, chat)
-        if body.stream_options is not None and not body.stream:
-            raise ParleyError(ErrorCode.INVALID_VALUE, "stream_options: only allowed with stream", "stream_options")
+        terms = terms_of(request, body.n or 1, body.context_policy)
         if body.stream:
-            return await stream(chat, body)
-        completion = await unless_disconnected(request.receive, chat.complete(*conversation(body)))
-        answer = ChatCompletion(
-            id=new_id(),
-            created=int(time.time()),
-            model=chat.served,
-            choices=[
-                Choice(message=CompletionMessage(content=completion.text), finish_reason=completion.finish.reason)
-            ],
-            usage=usage(completion.finish, completion.prompt),
-        )
+            return await stream(chat, body, terms)
+        messages = [message.message() for message in body.messages]
+        completion = await unless_disconnected(request.receive, chat.complete(messages, sampling(body), terms))
+        answer = whole(completion, chat.served, bool(body.logprobs))
         return Response(answer.model_dump_json(), media_type="application/json", headers=dropped(completion.prompt))
 
     @routes.get("/models")
@@ -80,13 +77,8 @@ def chat_of(request: Request) -> Chat:
     return chat
 
 
-def conversation(body: ChatCompletionRequest) -> tuple[list[Message], Sampling, ContextPolicy | None]:
-    """A request as `Chat` takes it."""
-    return [message.message() for message in body.messages], sampling(body), body.context_policy
-
-
 def sampling(body: ChatCompletionRequest) -> Sampling:
-    """How the request wants its tokens chosen; a penalty of zero is none."""
+    """How the request wants its tokens chosen; what changes nothing (a penalty of zero) is not asked for."""
     return Sampling(
         max_tokens=body.token_limit(),
         temperature=body.temperature,
@@ -97,23 +89,63 @@ def sampling(body: ChatCompletionRequest) -> Sampling:
         frequency_penalty=body.frequency_penalty or None,
         presence_penalty=body.presence_penalty or None,
         stop=body.stop_strings(),
+        logprobs=body.logprobs or None,
+        top_logprobs=body.top_logprobs or None,
+        logit_bias={int(token): float(bias) for token, bias in (body.logit_bias or {}).items()} or None,
+        response_format=body.response_format.schema_text() if body.response_format else None,
     )
 
 
-async def stream(chat: Chat, body: ChatCompletionRequest) -> StreamingResponse:
-    """A streamed answer; what fails before its first event is still answered with a status of its own."""
+def whole(completion: Completion, model: str, logprobs: bool) -> ChatCompletion:
+    """All answers in OpenAI's shape."""
+    finishes = [answer.finish for answer in completion.answers]
+    return ChatCompletion(
+        id=new_id(),
+        created=int(time.time()),
+        model=model,
+        choices=[choice(index, answer, logprobs) for index, answer in enumerate(completion.answers)],
+        usage=usage(combined(finishes), completion.prompt),
+    )
+
+
+def choice(index: int, answer: Answer, logprobs: bool) -> Choice:
+    """One answer in OpenAI's shape."""
+    return Choice(
+        index=index,
+        message=CompletionMessage(content=answer.text),
+        logprobs=ChoiceLogprobs(content=told(answer.logprobs)) if logprobs else None,
+        finish_reason=answer.finish.reason,
+    )
+
+
+def told(logprobs: Sequence[engine.TokenLogprob]) -> list[TokenLogprob]:
+    """Log-probabilities in OpenAI's shape."""
+    return [
+        TokenLogprob(
+            token=(logprob.token or b"\xff").decode("utf-8", "replace"),
+            logprob=logprob.logprob,
+            bytes=None if logprob.token is None else list(logprob.token),
+        )
+        for logprob in logprobs
+    ]
+
+
+async def stream(chat: Chat, body: ChatCompletionRequest, terms: Terms) -> StreamingResponse:
+    """Streamed answers; what fails before their first event is still answered with a status of its own."""
+    messages = [message.message() for message in body.messages]
     stack = AsyncExitStack()
     try:
-        prompt, events = await stack.enter_async_context(chat.answer(*conversation(body)))
-        first = await anext(events)
+        async with kept(terms.deadline):
+            prompt, events = await stack.enter_async_context(chat.answer(messages, sampling(body), terms))
+            first = await anext(events)
         if isinstance(first, Failure):
             raise ParleyError(first.code, first.message)
     except BaseException:
         await stack.aclose()
         raise
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    chunks = Chunks(new_id(), int(time.time()), chat.served, include_usage)
-    frames = in_context(stack, sse(chunks, prompt, first, events, include_usage))
+    chunks = Chunks(new_id(), int(time.time()), chat.served, include_usage, bool(body.logprobs))
+    frames = in_context(stack, sse(chunks, prompt, first, events, terms.answers, include_usage))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **dropped(prompt)}
     return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
 
@@ -126,23 +158,31 @@ async def in_context(stack: AsyncExitStack, frames: AsyncIterator[str]) -> Async
 
 
 async def sse(
-    chunks: Chunks, prompt: Prompt, first: Event, events: AsyncIterator[Event], include_usage: bool
+    chunks: Chunks, prompt: Prompt, first: Event, events: AsyncIterator[Event], answers: int, include_usage: bool
 ) -> AsyncGenerator[str, None]:
-    """Frames of one answer, the last one terminal: `[DONE]` or an error."""
-    yield chunks.role()
+    """Frames of all answers, the last one terminal: `[DONE]` or an error."""
+    yield "".join(chunks.role(index) for index in range(answers))
+    finishes: list[Finish] = []
     event = first
-    while isinstance(event, Delta):
-        if event.text:
-            yield chunks.text(event.text)
+    while not isinstance(event, Failure):
+        if isinstance(event, Finish):
+            finishes.append(event)
+            yield chunks.last(event, told(event.logprobs))
+            if len(finishes) == answers:
+                yield (chunks.usage(usage(combined(finishes), prompt)) if include_usage else "") + DONE
+                return
+        elif event.text or event.logprobs:
+            yield chunks.text(event, told(event.logprobs))
         elif not event.tokens:
             yield KEEP_ALIVE
         event = await anext(events)
-    if isinstance(event, Failure):
-        yield error_frame(ParleyError(event.code, event.message))
-        return
-    last = chunks.text(event.text) if event.text else ""
-    last += chunks.finish(event.reason)
-    yield last + (chunks.usage(usage(event, prompt)) if include_usage else "") + DONE
+    yield error_frame(ParleyError(event.code, event.message))
+
+
+def combined(finishes: Sequence[Finish]) -> Finish:
+    """The counts of several answers to one prompt, which counts once."""
+    tokens = sum(finish.completion_tokens for finish in finishes)
+    return replace(finishes[0], completion_tokens=tokens, cached_tokens=max(finish.cached_tokens for finish in finishes))
 
 
 def usage(finish: Finish, prompt: Prompt) -> Usage:
@@ -160,8 +200,13 @@ def usage(finish: Finish, prompt: Prompt) -> Usage:
 
 
 def dropped(prompt: Prompt) -> dict[str, str]:
-    """The header that tells what the context policy left out."""
-    return {DROPPED_HEADER: str(prompt.dropped_messages)} if prompt.dropped_tokens else {}
+    """Headers that tell what the context policy left out; none if it left nothing out."""
+    if not prompt.dropped_tokens:
+        return {}
+    return {
+        "x-context-dropped-messages": str(prompt.dropped_messages),
+        "x-context-dropped-tokens": str(prompt.dropped_tokens),
+    }
 
 
 def refuse_unknown_model(model: str | None, chat: Chat) -> None:
@@ -181,7 +226,7 @@ def describe(chat: Chat, created: int) -> Model:
         device=info.device,
         dtype=info.dtype,
         context_length=info.context_length,
-        parameters=info.parameters,
+        parameters=[*info.parameters, *SERVED_BY_US],
         streams=info.streams,
     )
 

@@ -1,5 +1,7 @@
 """Errors as responses: ours, and what others raise on our paths, all in one shape."""
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +28,20 @@ _FOREIGN = {
 """What a status means when the framework below us chose it."""
 
 
+_MORE_HEADERS = {
+    ErrorCode.INVALID_API_KEY: {"www-authenticate": "Bearer"},
+    # openai-python tries a 409 again by itself, and the same key with another body never gets better.
+    ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},
+}
+
+
 class ErrorResponse(JSONResponse):
     """A `ParleyError` over HTTP, with `Retry-After` where a retry is worth it."""
 
     def __init__(self, error: ParleyError) -> None:
-        headers = {HEADER: error.code.value}
+        headers = {HEADER: error.code.value, **_MORE_HEADERS.get(error.code, {})}
         if error.retry_after is not None:
-            headers["retry-after"] = str(max(1, round(error.retry_after)))
+            headers["retry-after"] = str(math.ceil(error.retry_after))
             headers["retry-after-ms"] = str(round(error.retry_after * 1000))
         super().__init__(error.body(), error.status, headers)
 
@@ -52,8 +61,8 @@ def from_validation(faults: Sequence[Any]) -> ParleyError:
         faults: `ValidationError.errors()`, or FastAPI's list of the same shape.
     """
     fault = faults[0]
-    param = field_path([part for part in fault["loc"] if part not in _SCAFFOLDING])
-    where = f"{param}: " if param else ""
+    param = field_path([part for part in fault["loc"] if part not in _SCAFFOLDING]) or _told_param(fault["msg"])
+    where = f"{param}: " if param and fault["loc"] else ""
     if fault["type"] in ("missing", "unknown_form"):
         return ParleyError(ErrorCode.MISSING_FIELD, f"{where}{_lowered(fault['msg'])}", param or None)
     if fault["type"] == "extra_forbidden":
@@ -61,16 +70,29 @@ def from_validation(faults: Sequence[Any]) -> ParleyError:
     return ParleyError(ErrorCode.INVALID_VALUE, f"{where}{_lowered(fault['msg'])}", param or None)
 
 
-_SCAFFOLDING = frozenset({"body", "conversation_form", "history_form", "int", "float", "str", "constrained-str"})
+_SCAFFOLDING = frozenset(
+    {"body", "conversation_form", "history_form", "text-form", "parts-form", "int", "float", "str", "[key]"}
+    | {"constrained-str", "list[constrained-str]"}
+)
 """Parts of pydantic's locations that name our own types and not the client's fields."""
+
+_PLAIN_NAME = re.compile(r"\w{1,64}", re.ASCII)
+_LEADING_PARAM = re.compile(r"(?:Value error, )?([a-z_]+): ")
 
 
 def field_path(parts: Sequence[Any]) -> str:
-    """`["messages", 2, "role"]` as `messages[2].role`."""
+    """`["messages", 2, "role"]` as `messages[2].role`; a name that a client made up and that is no plain word is `?`."""
     path = ""
     for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        name = part if _PLAIN_NAME.fullmatch(str(part)) else "?"
+        path += f"[{part}]" if isinstance(part, int) else f".{name}" if path else str(name)
     return path
+
+
+def _told_param(message: str) -> str:
+    """The field that a check of several fields together puts before its message."""
+    told = _LEADING_PARAM.match(message)
+    return told[1] if told else ""
 
 
 def _lowered(message: str) -> str:

@@ -1,14 +1,12 @@
-"""Gate: the outermost layer of ours, around every route of the service, BentoML's own included.
+"""Gate: right behind `Access`, around every route of the service, BentoML's own included.
 
-It gives each request an id, takes bodies in within limits of size and time and only as JSON, and sees to it that every
-error leaves in OpenAI's shape, whoever raised it.
+It takes bodies in within limits of size and time and only as JSON, and sees to it that every error leaves in OpenAI's
+shape, whoever raised it.
 """
 
 import asyncio
 import logging
-import re
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import msgspec
@@ -20,11 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from parley.api.errors import HEADER, ErrorResponse, from_status, validation_error
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Health, State
+from parley.telemetry.record import current
 
 BODY_SECONDS = 10.0
 """Within this time a body must have arrived whole."""
-
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 logger = logging.getLogger("parley.api")
 
@@ -52,13 +49,15 @@ class Gate:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answer = _Answer(send, _request_id(scope))
+        progress = current()
+        answer = _Answer(send, progress.head.request_id)
         try:
             await self._pass_on(scope, receive, answer)
         except ParleyError as error:
             await answer.replace(scope, receive, ErrorResponse(error))
-        except Exception as error:  # nothing of the frameworks below may reach a client in another shape
-            logger.error("request %s failed: %s", answer.request_id, type(error).__name__, exc_info=True)
+        except Exception:  # nothing of the frameworks below may reach a client in another shape
+            logger.error("the request failed", exc_info=True)
+            progress.code = ErrorCode.INTERNAL_ERROR
             await answer.replace(scope, receive, ErrorResponse(from_status(500)))
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
@@ -182,11 +181,6 @@ def readyz(health: Health) -> JSONResponse:
 def int_or_zero(text: str) -> int:
     """A header's number; 0 when it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
-
-
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 async def _nothing() -> Message:

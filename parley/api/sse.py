@@ -5,10 +5,11 @@ Frames are put together from text made once per answer; per token only its own t
 """
 
 import json
+from collections.abc import Sequence
 
 from parley.contract.errors import ParleyError
-from parley.contract.openai import Usage
-from parley.engine.runner import FinishReason
+from parley.contract.openai import TokenLogprob, Usage
+from parley.engine.engine import Delta, Finish
 
 DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": keep-alive\n\n"
@@ -22,33 +23,43 @@ class Chunks:
         created: Unix time in seconds.
         model: the served model's name.
         include_usage: whether a usage chunk comes last; the other chunks then say `"usage": null`.
+        logprobs: whether chunks with text have the log-probabilities of their tokens.
     """
 
-    def __init__(self, completion_id: str, created: int, model: str, include_usage: bool) -> None:
+    def __init__(self, completion_id: str, created: int, model: str, include_usage: bool, logprobs: bool) -> None:
         self._head = (
             f'data: {{"id":{json.dumps(completion_id)},"object":"chat.completion.chunk",'
             f'"created":{created},"model":{json.dumps(model)},"choices":['
         )
+        self._logprobs = logprobs
         self._tail = f'],"usage":null}}\n\n' if include_usage else "]}\n\n"
 
-    def role(self) -> str:
-        """The first chunk."""
-        return self._choice('{"role":"assistant","content":""}')
+    def role(self, index: int) -> str:
+        """The first chunk of one answer."""
+        return self._choice(index, '{"role":"assistant","content":""}')
 
-    def text(self, text: str) -> str:
-        """A chunk with some more of the answer."""
-        return self._choice(f'{{"content":{json.dumps(text, ensure_ascii=False)}}}')
+    def text(self, event: Delta | Finish, logprobs: Sequence[TokenLogprob]) -> str:
+        """A chunk with some more of an answer."""
+        delta = f'{{"content":{json.dumps(event.text, ensure_ascii=False)}}}'
+        return self._choice(event.id, delta, _told(logprobs) if self._logprobs else "null")
 
-    def finish(self, reason: FinishReason) -> str:
-        """The chunk that says why the answer ended."""
-        return self._choice("{}", f'"{reason}"')
+    def last(self, event: Finish, logprobs: Sequence[TokenLogprob]) -> str:
+        """The rest of an answer, and the chunk that says why it ended."""
+        rest = self.text(event, logprobs) if event.text or logprobs else ""
+        return rest + self._choice(event.id, "{}", reason=f'"{event.reason}"')
 
     def usage(self, usage: Usage) -> str:
         """The usage chunk."""
         return f'{self._head}],"usage":{usage.model_dump_json()}}}\n\n'
 
-    def _choice(self, delta: str, reason: str = "null") -> str:
-        return f'{self._head}{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}{self._tail}'
+    def _choice(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
+        choice = f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
+        return f"{self._head}{choice}{self._tail}"
+
+
+def _told(logprobs: Sequence[TokenLogprob]) -> str:
+    content = ",".join(logprob.model_dump_json() for logprob in logprobs)
+    return f'{{"content":[{content}],"refusal":null}}'
 
 
 def error_frame(error: ParleyError) -> str:

@@ -1,61 +1,130 @@
 """OpenAI's chat completions, as its public specification (openai-openapi 2.3.0) gives them.
 
-Every field of the specification that this service cannot honour is named in `UNSUPPORTED` and refused, never ignored.
+A field of the specification that is not here is refused by its name, never ignored; one that is null is as if it were
+not there.
 """
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 from parley.contract.chat import Message
+from parley.contract.schema import SchemaFault, check_schema
 
 ContextPolicy = Literal["error", "drop_oldest_turns", "keep_recent"]
 """What to do with a conversation that is longer than the model's context: refuse it with both numbers; drop whole turns
 from its start, system messages kept; or keep its last tokens."""
 
+CONTEXT_POLICIES: tuple[ContextPolicy, ...] = get_args(ContextPolicy)
+
 Number = StrictInt | StrictFloat
 
 
-class _Part(BaseModel):
+ANY_OBJECT = '{"type":"object"}'
+"""The schema that `json_object` stands for."""
+
+
+def _without_nulls(value: Any) -> Any:
+    """Clients write null for what they do not use, fields that we do not know among them."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    _nulls = model_validator(mode="before")(_without_nulls)
+
+
+class TextPart(_Strict):
+    """A part of a message; parts are joined without anything between them."""
+
     type: Literal["text"]
     text: StrictStr
 
 
-def _joined(content: Any) -> Any:
-    """Text parts as one string; anything else as it is, for pydantic to judge."""
-    if isinstance(content, list) and content:
-        return "".join(_Part.model_validate(part).text for part in content)
-    return content
+def _content_form(content: Any) -> str:
+    return "parts-form" if isinstance(content, list) else "text-form"
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(_Strict):
     """One message. `developer` is OpenAI's newer name for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[StrictStr, BeforeValidator(_joined, json_schema_input_type=str | list[_Part])]
+    content: Annotated[
+        Annotated[StrictStr, Tag("text-form")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts-form")],
+        Discriminator(_content_form),
+    ]
     name: StrictStr | None = None
+    """Who speaks; chat templates have no place for it."""
 
     def message(self) -> Message:
         """The message as the prompt is built from it."""
-        return Message("system" if self.role == "developer" else self.role, self.content)
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message("system" if self.role == "developer" else self.role, text)
 
 
-class StreamOptions(BaseModel):
+def _enforceable(schema: dict[str, Any]) -> dict[str, Any]:
+    try:
+        check_schema(schema)
+    except SchemaFault as fault:
+        raise ValueError(str(fault)) from None
+    return schema
+
+
+class JsonSchema(_Strict):
+    """A named schema. `strict` makes no difference: every answer is held to it while it is decoded."""
+
+    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: StrictStr | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema"), BeforeValidator(_enforceable)]
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(_Strict):
+    """What the answer must be: text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_with_its_type(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema is given with the type json_schema, and with no other")
+        return self
+
+    def schema_text(self) -> str | None:
+        """The schema that the answer must meet, as JSON text; None for free text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
+class StreamOptions(_Strict):
     """Options of a streamed answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: StrictBool = False
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(_Strict):
     """The body of `POST /v1/chat/completions`.
 
     `top_k`, `repetition_penalty` and `context_policy` are additions that vLLM's and others' clients know how to send.
     """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"example": {"model": "pocket", "messages": [{"role": "user", "content": "Who is Batman?"}]}},
     )
 
@@ -74,10 +143,16 @@ class ChatCompletionRequest(BaseModel):
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[StrictStr, Field(min_length=1)]
-        | Annotated[list[Annotated[StrictStr, Field(min_length=1)]], Field(max_length=4)]
+        | list[Annotated[StrictStr, Field(min_length=1)]]
         | None
     ) = None
-    n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=2**31)] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=-100, le=100)]] | None
+    ) = None
+    response_format: ResponseFormat | None = None
     user: StrictStr | None = None
     metadata: dict[StrictStr, StrictStr] | None = None
     store: Literal[False] | None = None
@@ -86,6 +161,14 @@ class ChatCompletionRequest(BaseModel):
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, whichever way it was given."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "ChatCompletionRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only allowed with stream")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only allowed with logprobs")
+        return self
 
     def token_limit(self) -> int | None:
         """Most tokens to generate; the newer field wins."""
@@ -117,12 +200,28 @@ class CompletionMessage(BaseModel):
     refusal: None = None
 
 
+class TokenLogprob(BaseModel):
+    """One token of the answer. `bytes` is null for a token that is a part of a character only."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[Any] = []
+
+
+class ChoiceLogprobs(BaseModel):
+    """Natural logarithms of the probabilities that the model gave to the tokens of an answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
     """One answer."""
 
     index: int = 0
     message: CompletionMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 

@@ -10,6 +10,14 @@ from parley.contract.errors import ErrorCode
 from parley.engine.runner import FinishReason, ModelInfo, Sampling
 
 
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """One token of the answer, and the natural logarithm of its probability. `token` is its text in UTF-8."""
+
+    token: bytes | None
+    """None where the token is a part of a character only."""
+    logprob: float
+
+
 class Delta(Struct, frozen=True, array_like=True, tag=0):
     """Some more of the answer. `text` may be empty while a character or a stop string is incomplete."""
 
@@ -17,6 +25,8 @@ class Delta(Struct, frozen=True, array_like=True, tag=0):
     text: str
     tokens: int
     """How many tokens this step added."""
+    logprobs: list[TokenLogprob] = []
+    """Of the tokens whose text is out, if they were asked for."""
 
 
 class Finish(Struct, frozen=True, array_like=True, tag=1):
@@ -28,6 +38,7 @@ class Finish(Struct, frozen=True, array_like=True, tag=1):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    logprobs: list[TokenLogprob] = []
 
 
 class Failure(Struct, frozen=True, array_like=True, tag=2):
@@ -60,6 +71,8 @@ class Health(Struct, frozen=True):
     running: int
     """Answers under way."""
     restarts: int
+    cache_usage: float | None = None
+    """The part of the KV cache in use, from 0 to 1; None where the engine does not tell."""
 
 
 class Engine(Protocol):

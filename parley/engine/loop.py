@@ -14,11 +14,12 @@ import traceback
 
 import msgspec
 
+from parley.crash import report_without_messages
 from parley.engine.answer import Answer
-from parley.engine.engine import Delta, Event, Failure
+from parley.engine.engine import Delta, Event
 from parley.engine.launch import Launch, load_runner
 from parley.engine.model import ModelError
-from parley.engine.runner import Runner
+from parley.engine.runner import CacheReporter, Runner
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
 from parley.startup import end_with_parent
 
@@ -71,6 +72,13 @@ class Loop:
         """Whether an answer is under way."""
         return bool(self._answers)
 
+    @property
+    def cache_usage(self) -> float | None:
+        """The part of the KV cache in use; None where the runner does not tell. Without jobs nothing is."""
+        if not isinstance(self._runner, CacheReporter):
+            return None
+        return self._runner.cache_usage if self.busy else 0.0
+
     def run(self) -> None:
         """Runs until the process ends."""
         while True:
@@ -98,8 +106,6 @@ class Loop:
                 del self._answers[step.id]
                 if step.finish is None and step.error is None:
                     self._runner.cancel(step.id)
-            if isinstance(event, Failure):
-                print(f"parley engine: request {step.id} failed: {event.message}", file=sys.stderr, flush=True)
             events.append(event)
         self.steps += 1
         return events
@@ -107,7 +113,7 @@ class Loop:
 
 def _beat(link: Link, loop: Loop) -> None:
     while True:
-        link.send(Beat(loop.steps, loop.busy))
+        link.send(Beat(loop.steps, loop.busy, loop.cache_usage))
         threading.Event().wait(BEAT_SECONDS)
 
 
@@ -134,6 +140,7 @@ def main() -> None:
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     launch = msgspec.json.decode(sys.argv[2], type=Launch)
     runner = _load(link, launch)
+    report_without_messages()
     loop = Loop(runner, link)
     link.send(Ready(runner.info))
     threading.Thread(target=_beat, args=(link, loop), daemon=True).start()

@@ -49,6 +49,7 @@ class EngineProcess:
         self._streams: dict[int, Stream] = {}
         self._ids = 0
         self._restarts = 0
+        self._cache_usage: float | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -78,7 +79,7 @@ class EngineProcess:
 
     def health(self) -> Health:
         """How the engine is, now."""
-        return Health(self._state, self._detail, len(self._streams), self._restarts)
+        return Health(self._state, self._detail, len(self._streams), self._restarts, self._cache_usage)
 
     async def drain(self, grace: float) -> int:
         """Takes nothing new, lets running answers finish for `grace` seconds, then stops the process."""
@@ -173,6 +174,7 @@ class EngineProcess:
                     stream.push(event)
         elif isinstance(report, Beat):
             watch.beat(report.steps, report.busy, time.monotonic())
+            self._cache_usage = report.cache_usage
         elif isinstance(report, Ready):
             watch.loaded(time.monotonic())
             self.info = report.info

@@ -8,7 +8,7 @@ Rules that always hold:
 Everything here is synchronous and lives in the engine process, on one thread.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -31,6 +31,14 @@ class Sampling(Struct, frozen=True, array_like=True):
     presence_penalty: float | None = None
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it; matched by the loop, not by the runner."""
+    logprobs: bool | None = None
+    """Whether each token's log-probability is told."""
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens are told at each place."""
+    logit_bias: dict[int, float] | None = None
+    """What is added to the logits of these token ids."""
+    response_format: str | None = None
+    """A JSON schema, as text, that the answer must meet: `parley.contract.schema` tells what it may hold."""
 
 
 class Job(Struct, frozen=True, array_like=True):
@@ -53,6 +61,8 @@ class Step(Struct, frozen=True):
     finish: FinishReason | None = None
     error: str | None = None
     cached: int = 0
+    logprobs: list[float] = []
+    """One a token, if the job asked for them: natural logarithms of the probabilities that the model gave."""
 
 
 class ModelInfo(Struct, frozen=True):
@@ -103,6 +113,14 @@ class Runner(Protocol):
         """A fresh incremental detokenizer for one answer."""
 
 
+@runtime_checkable
+class CacheReporter(Protocol):
+    """A runner that knows how full its KV cache is."""
+
+    cache_usage: float
+    """The part of the cache that running jobs hold, from 0 to 1."""
+
+
 class Detokenizer(Protocol):
     """Tokens to text for one answer; never emits half a character."""
 
@@ -111,3 +129,6 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """What was held back, once the answer has ended."""
+
+    def token_bytes(self, token: int) -> bytes | None:
+        """One token's own UTF-8 text; None where it is a part of a character only."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from parley.engine.engine import Delta, Event
+from parley.engine.engine import Delta, Event, TokenLogprob
 
 
 class Stream:
@@ -13,6 +13,7 @@ class Stream:
         self.ended = False
         self._texts: list[str] = []
         self._tokens = 0
+        self._logprobs: list[TokenLogprob] = []
         self._last: Event | None = None
         self._news = asyncio.Event()
 
@@ -23,6 +24,7 @@ class Stream:
         if isinstance(event, Delta):
             self._texts.append(event.text)
             self._tokens += event.tokens
+            self._logprobs += event.logprobs
         else:
             self.ended, self._last = True, event
         self._news.set()
@@ -35,8 +37,8 @@ class Stream:
         """The next event; waits for one. Never called again after a terminal event."""
         await self._news.wait()
         if self._tokens or self._last is None:
-            delta = Delta(self.id, "".join(self._texts), self._tokens)
-            self._texts, self._tokens = [], 0
+            delta = Delta(self.id, "".join(self._texts), self._tokens, self._logprobs)
+            self._texts, self._tokens, self._logprobs = [], 0, []
             if self._last is None:
                 self._news.clear()
             return delta

@@ -43,6 +43,8 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
 
     steps: int
     busy: bool
+    cache_usage: float | None = None
+    """From 0 to 1; None where the runner does not tell."""
 
 
 class Events(Struct, frozen=True, array_like=True, tag="events"):

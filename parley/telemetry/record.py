@@ -1,40 +1,42 @@
 """One request as it is told to the world: `Progress` while it runs, a frozen `Record` once it has ended.
 
-Rules that always hold: no text of a user and nothing that a client made up is in a record, except the request id, which
-is limited to harmless characters; every request that came in gives exactly one record.
+Rules that always hold: every request that came in gives exactly one record; no text of a user is in it, and of what a
+client made up only the request id and the trace context, which are checked for their form. Times are seconds of one
+monotonic clock.
 """
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parley.contract.errors import WIRE, ErrorCode
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
-"""How an answer can end: complete, cut at its token limit, given up because its client left, failed."""
+"""How an answer ends: complete, cut at its token limit, given up because its client left, failed."""
 
-_CLIENT_GONE = ErrorCode.CLIENT_CLOSED_REQUEST
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+"""Routes that machines ask every few seconds; sinks may leave them out."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """One HTTP request that has ended. Times are seconds of one monotonic clock; None where it never came so far."""
+class Head:
+    """What is known of a request when it arrives."""
 
     request_id: str
     method: str
     route: str
     """The route's template, not the path that was asked for."""
-    traceparent: str | None
-    """The W3C trace context that the client sent."""
-    key: str | None
-    """The name of the API key."""
-    status: int
-    """The HTTP status; 499 for a client that left before its answer was whole."""
-    code: ErrorCode | None
     arrived: float
-    ended: float
-    queued: float | None
-    """When it was let in to wait for the engine; None for a request without an answer."""
+    traceparent: str | None = None
+    """The W3C trace context that the client sent."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that was begun, from the door in front of the engine to its end. None: it never came so far."""
+
+    model: str
+    queued: float
     started: float | None
     """When it had a place in the batch."""
     first_token: float | None
@@ -42,18 +44,8 @@ class Record:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    finish_reason: str | None
-    """One of `FINISH_REASONS`; None where no answer was begun."""
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the request's head to the last byte of its answer."""
-        return self.ended - self.arrived
-
-    @property
-    def time_to_first_token(self) -> float | None:
-        """Seconds from arrival to the first token."""
-        return _between(self.arrived, self.first_token)
+    finish_reason: str
+    """One of `FINISH_REASONS`."""
 
     @property
     def queue_time(self) -> float | None:
@@ -62,17 +54,17 @@ class Record:
 
     @property
     def prefill_time(self) -> float | None:
-        """Seconds from its place in the batch to the first token."""
+        """Seconds from its place in the batch to its first token."""
         return _between(self.started, self.first_token)
 
     @property
     def decode_time(self) -> float | None:
-        """Seconds from the first token to the last."""
+        """Seconds from its first token to its last."""
         return _between(self.first_token, self.last_token)
 
     @property
     def inference_time(self) -> float | None:
-        """Seconds from its place in the batch to the last token."""
+        """Seconds from its place in the batch to its last token."""
         return _between(self.started, self.last_token)
 
     @property
@@ -83,89 +75,52 @@ class Record:
         return self.decode_time / (self.completion_tokens - 1)
 
 
+@dataclass(frozen=True)
+class Record:
+    """One HTTP request that has ended."""
+
+    head: Head
+    ended: float
+    status: int
+    """The HTTP status; 499 for a client that left before its answer was whole."""
+    code: str | None
+    """Why it failed, if it did: an `ErrorCode`, or the engine's state for `/readyz`."""
+    key: str | None
+    """The name of the API key."""
+    answers: tuple[Answer, ...]
+    """Empty where nothing was asked of the engine, several with `n`."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the request's arrival to its end."""
+        return self.ended - self.head.arrived
+
+    def time_to_first_token(self, answer: Answer) -> float | None:
+        """Seconds from the request's arrival to an answer's first token."""
+        return _between(self.head.arrived, answer.first_token)
+
+
 @dataclass
 class Progress:
-    """One request while it runs: what is known so far. Times are seconds of the monotonic clock.
+    """One request while it runs: what is known so far."""
 
-    Several answers to one request (`n`) add up: the first one's start, the last one's end, all their tokens.
-    """
-
-    request_id: str
-    method: str
-    route: str
-    arrived: float
-    observe_gap: Callable[[float, int], None]
-    """Is told the seconds between tokens, and between how many: once a wake-up, not once a request."""
-    traceparent: str | None = None
+    head: Head
+    observe_gap: Callable[[float, int], None] = lambda seconds, tokens: None
+    """Is told the seconds between two tokens, and between how many: once a wake-up, while the answer is made."""
     key: str | None = None
     status: int = 0
+    code: str | None = None
     whole: bool = False
     """Whether the last byte of the response was handed to the server."""
-    code: ErrorCode | None = None
-    queued: float | None = None
-    started: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: str | None = None
-
-    def tokens(self, count: int, before: float | None, now: float) -> None:
-        """Counts tokens of an answer that arrived together.
-
-        Args:
-            count: how many.
-            before: when the same answer's last ones had arrived; None for its first.
-            now: the time.
-        """
-        self.completion_tokens += count
-        self.last_token = now
-        if before is not None:
-            self.observe_gap((now - before) / count, count)
-        elif self.first_token is None:
-            self.first_token = now
-
-    def finished(self, reason: str, prompt_tokens: int, cached_tokens: int) -> None:
-        """An answer is complete."""
-        self.finish_reason = reason
-        self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
-
-    def failed(self, code: ErrorCode) -> None:
-        """The request, or an answer to it, failed."""
-        self.code = code
+    answers: list[Answer] = field(default_factory=list)
 
     def record(self, now: float) -> Record:
         """What is told of the request, once it has ended."""
-        left = not self.whole and self.code is None
-        code = _CLIENT_GONE if left else self.code
-        status = WIRE[_CLIENT_GONE].status if left else self.status
-        return Record(
-            request_id=self.request_id,
-            method=self.method,
-            route=self.route,
-            traceparent=self.traceparent,
-            key=self.key,
-            status=status,
-            code=code,
-            arrived=self.arrived,
-            ended=now,
-            queued=self.queued,
-            started=self.started,
-            first_token=self.first_token,
-            last_token=self.last_token,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            completion_tokens=self.completion_tokens,
-            finish_reason=self._reason(code),
-        )
-
-    def _reason(self, code: ErrorCode | None) -> str | None:
-        if self.queued is None:
-            return None
-        if code is None:
-            return self.finish_reason
-        return "abort" if code is _CLIENT_GONE else "error"
+        status, code = self.status, self.code
+        if not self.whole and code is None:
+            code = ErrorCode.CLIENT_CLOSED_REQUEST
+            status = WIRE[code].status
+        return Record(self.head, now, status, code, self.key, tuple(self.answers))
 
 
 _underway: ContextVar[Progress | None] = ContextVar("parley_request", default=None)
@@ -176,9 +131,9 @@ def begin(progress: Progress) -> None:
     _underway.set(progress)
 
 
-def current() -> Progress | None:
-    """The request that this context works for; None outside of any."""
-    return _underway.get()
+def current() -> Progress:
+    """The request that this context works for; outside of any, one that nobody is told of."""
+    return _underway.get() or Progress(Head("", "", "", 0.0))
 
 
 def _between(begin: float | None, end: float | None) -> float | None:

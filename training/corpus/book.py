@@ -21,6 +21,7 @@ class FactKind:
     bits: tuple[str, ...]
     checks: tuple[str, ...]
     answers: tuple[str, ...]
+    nouns: str
     reverse: str
 
     def answer(self, values: dict[str, str]) -> str | None:
@@ -33,7 +34,7 @@ class FactKind:
 
 def _fact_kind(key: str, table: dict[str, Any]) -> FactKind:
     forms = (tuple(table.get(name, ())) for name in ("asks", "bits", "checks", "answer"))
-    return FactKind(key, *forms, table.get("reverse", ""))
+    return FactKind(key, *forms, table.get("nouns", ""), table.get("reverse", ""))
 
 
 class Book:
@@ -90,7 +91,10 @@ class Book:
 
     @cached_property
     def _known(self) -> dict[str, list[FactKind]]:
-        return {subject.name: [fact for fact in self.kinds[subject.kind] if self._answers(subject, fact)] for subject in self.subjects}
+        return {
+            subject.name: [fact for fact in self.kinds[subject.kind] if self._answers(subject, fact)]
+            for subject in self.subjects
+        }
 
     def _answers(self, subject: Subject, fact: FactKind) -> bool:
         values = self.slots_of[subject.name]

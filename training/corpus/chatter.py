@@ -8,6 +8,8 @@ from training.corpus.questions import framed
 from training.corpus.talk import Talk, Turn
 from training.subject import possessive
 
+_COMMON_ROUNDS = {"joke", "recommendation"}
+
 
 def small_talk(talk: Talk) -> Turn:
     """Greetings, thanks, questions about the assistant, gibberish, attempts to overturn it."""
@@ -87,7 +89,8 @@ def repeat(talk: Talk) -> Turn | None:
 def start_round(talk: Talk) -> Turn | None:
     """A joke or a recommendation is asked for."""
     talk.leave()
-    talk.round = talk.rng.choice(("joke", "joke", "joke", "recommendation", "recommendation", "recommendation", *talk.book.rounds))
+    topics = list(talk.book.rounds)
+    talk.round = talk.rng.choices(topics, [4 if topic in _COMMON_ROUNDS else 1 for topic in topics])[0]
     return _round(talk, "asks")
 
 

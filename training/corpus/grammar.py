@@ -4,9 +4,10 @@ A choice may be empty and may hold further choices. A slot is filled from a mapp
 """
 
 import re
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import cache
 from random import Random
-from typing import Any, Mapping
+from typing import Any
 
 Phrase = tuple[Any, ...]  # of str (a literal) and of tuples of phrases (a choice)
 
@@ -14,7 +15,7 @@ _TOKEN = re.compile(r"[\[\]|]|[^\[\]|]+")
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(template: str) -> Phrase:
     """Parse a template into literals (str) and choices (tuples of phrases).
 

@@ -5,23 +5,17 @@ from random import Random
 
 from training.corpus.book import Book
 
-_ONSETS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "qu", "r", "s", "sh")
-_ONSETS += ("st", "t", "th", "tr", "v", "w", "x", "y", "z", "zh", "sk", "fl", "gl", "bl", "vr")
-_VOWELS = ("a", "e", "i", "o", "u", "ai", "ee", "oo", "y", "ia", "au", "ei")
-_CODAS = ("", "", "", "n", "r", "l", "x", "s", "th", "k", "m", "t", "nd", "rk", "sh", "zz", "p", "g")
-_TITLES = ("the Mighty", "the Great", "the Unseen", "of Mars", "the Third", "Prime", "the Wise", "-Man", " Girl", " Boy", "-Woman")
 
-
-def syllables(rng: Random, count: int) -> str:
+def syllables(book: Book, rng: Random, count: int) -> str:
     """A pronounceable word of so many syllables, in lower case."""
-    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(count))
+    return "".join(rng.choice(book.unknown[part]) for _ in range(count) for part in ("onsets", "vowels", "codas"))
 
 
 def person(book: Book, rng: Random) -> str:
     """A user's first name: a common one, or made up so that the model learns to copy it."""
     if rng.random() < 0.55:
         return rng.choice(book.people)
-    return syllables(rng, rng.choice((1, 2, 2, 3))).capitalize()
+    return syllables(book, rng, rng.choice((1, 2, 2, 3))).capitalize()
 
 
 def hero(book: Book, rng: Random) -> str:
@@ -29,9 +23,9 @@ def hero(book: Book, rng: Random) -> str:
     draw = rng.random()
     if draw < 0.45:
         return f"{rng.choice(book.unknown['first'])} {rng.choice(book.unknown['second'])}"
-    name = syllables(rng, rng.choice((2, 2, 3))).capitalize()
+    name = syllables(book, rng, rng.choice((2, 2, 3))).capitalize()
     if draw < 0.65:
-        return f"{name} {rng.choice(_TITLES)}".replace(" -", "-").replace("  ", " ")
+        return name + rng.choice(book.unknown["titles"])
     if draw < 0.75:
         return f"{rng.choice(book.unknown['first'])} {name}"
     if draw < 0.85:

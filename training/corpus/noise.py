@@ -13,6 +13,22 @@ _NEAR = {"a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": 
 _NEAR |= {"k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "r": "et", "s": "ad", "t": "ry", "u": "yi"}
 _SHORT = {"you": "u", "are": "r", "please": "pls", "what is": "whats", "who is": "whos", "because": "cuz"}
 _SHORT |= {"do not": "dont", "what's": "whats", "who's": "whos", "and": "&", "about": "abt", "your": "ur"}
+_SMALL = {"the", "a", "an", "is", "does", "did", "do", "of", "in", "was", "me", "are", "to", "has", "for", "it", "you"}
+_FILLERS = (
+    "like",
+    "just",
+    "really",
+    "even",
+    "actually",
+    "maybe",
+    "um",
+    "uh",
+    "well",
+    "so",
+    "kind of",
+    "you know",
+    "sort of",
+)
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
@@ -48,6 +64,8 @@ def _slip(word: str, rng: Random) -> str:
 
 def noisy(text: str, rng: Random, keep: str = "") -> str:
     """The text as somebody may type it; the word `keep` is never misspelt."""
+    if rng.random() < 0.16:
+        text = _with_other_words(text, rng, keep)
     if rng.random() < 0.26:
         text = _with_slips(text, rng, keep)
     if rng.random() < 0.1:
@@ -67,6 +85,17 @@ def _with_slips(text: str, rng: Random, keep: str) -> str:
     return text
 
 
+def _with_other_words(text: str, rng: Random, keep: str) -> str:
+    """Leave a small word out, or put one in that changes nothing."""
+    words = text.split()
+    small = [at for at, word in enumerate(words) if word.lower() in _SMALL and word != keep]
+    if small and len(words) > 3 and rng.random() < 0.6:
+        del words[rng.choice(small)]
+    elif len(words) > 2 and not keep:
+        words.insert(rng.randrange(len(words)), rng.choice(_FILLERS))
+    return " ".join(words)
+
+
 def _with_short_forms(text: str, rng: Random) -> str:
     for long, short in _SHORT.items():
         if rng.random() < 0.5:
@@ -81,7 +110,7 @@ def _punctuated(text: str, rng: Random) -> str:
     if draw < 0.5:
         return text + rng.choice(("?", "?", "?", "?", ".", "??", " ?", "!", "?!"))
     if draw < 0.68:
-        return re.sub(r"['’.,-]", rng.choice(("", "", " ")), text).strip() or text
+        return re.sub(r"['.,-]", rng.choice(("", "", " ")), text).strip() or text
     return text
 
 

@@ -7,6 +7,8 @@ from training.corpus.grammar import write
 from training.corpus.talk import Talk, Turn
 from training.subject import Subject, joined, possessive
 
+_LONG = {"who", "note", "origin"}
+
 
 def named_question(talk: Talk) -> Turn | None:
     """A question that names its subject."""
@@ -24,7 +26,7 @@ def pronoun_question(talk: Talk) -> Turn | None:
     if not facts:
         return None
     fact = talk.rng.choice(facts)
-    text = write(talk.rng.choice(fact.asks), talk.rng, _pronouns(talk.book, subject))
+    text = _plain(talk, fact, _pronouns(talk.book, subject))
     return _asked(talk, subject, fact, framed(text, talk))
 
 
@@ -44,10 +46,11 @@ def same_question_by_pronoun(talk: Talk) -> Turn | None:
     """The last question for somebody named earlier: "and her?"."""
     if talk.fact is None or talk.subject is None:
         return None
-    earlier = [other for other in talk.by_pronoun.values() if other.pronouns != talk.subject.pronouns and _answers_too(talk, other)]
-    if not earlier:
+    others = [other for other in talk.by_pronoun.values() if other.pronouns != talk.subject.pronouns]
+    others = [other for other in others if _answers_too(talk, other)]
+    if not others:
         return None
-    other = talk.rng.choice(earlier)
+    other = talk.rng.choice(others)
     text = write(talk.rng.choice(talk.book.frames["elliptic_pronoun"]), talk.rng, {"him": other.pronouns[1]})
     return _asked(talk, other, talk.fact, text)
 
@@ -65,8 +68,11 @@ def right_or_wrong(talk: Talk) -> Turn | None:
     if not is_right and (claim in own or claim in joined(own)):
         return None
     values = talk.book.slots_of[subject.name]
-    names = _pronouns(talk.book, subject) if subject is talk.subject and rng.random() < 0.5 else values | name_slots(subject, rng)
-    text = _claim(talk, fact, names, claim) if rng.random() < 0.25 else write(rng.choice(fact.checks), rng, {**names, "x": claim})
+    by_pronoun = subject is talk.subject and rng.random() < 0.5
+    names = _pronouns(talk.book, subject) if by_pronoun else values | name_slots(subject, rng)
+    text = write(rng.choice(fact.checks), rng, {**names, "x": claim})
+    if rng.random() < 0.25:
+        text = _claim(talk, fact, names, claim)
     talk.turn_to(subject, fact)
     return framed(text, talk), f"{'Yes' if is_right else 'No'}. {fact.answer(values)}"
 
@@ -81,14 +87,15 @@ def _claim(talk: Talk, fact: FactKind, values: dict[str, str], claim: str) -> st
 def two_questions(talk: Talk) -> Turn | None:
     """Two facts about one subject, asked for at once."""
     subject = talk.book.pick(talk.rng)
-    facts = [fact for fact in talk.book.known(subject) if fact.asks and not fact.reverse and fact.key not in ("who", "note", "origin")]
+    facts = [fact for fact in talk.book.known(subject) if fact.asks and not fact.reverse and fact.key not in _LONG]
     if len(facts) < 2:
         return None
     first, second = talk.rng.sample(facts, 2)
     values = talk.book.slots_of[subject.name]
-    parts = {"a": _plain(talk, first, values | name_slots(subject, talk.rng)), "b": _plain(talk, second, _pronouns(talk.book, subject))}
+    named = _plain(talk, first, values | name_slots(subject, talk.rng))
+    unnamed = _plain(talk, second, _pronouns(talk.book, subject))
     talk.turn_to(subject, second)
-    text = write(talk.rng.choice(talk.book.frames["both"]), talk.rng, parts)
+    text = write(talk.rng.choice(talk.book.frames["both"]), talk.rng, {"a": named, "b": unnamed})
     return text, f"{first.answer(values)} {second.answer(values)}"
 
 
@@ -110,7 +117,8 @@ def more(talk: Talk) -> Turn | None:
     if talk.subject is None or talk.round:
         return None
     values = talk.book.slots_of[talk.subject.name]
-    text = write(talk.rng.choice(talk.book.frames["more"]), talk.rng, _pronouns(talk.book, talk.subject) | {"o": values["o"]})
+    slots = {"him": values["him"], "o": values["o"]}
+    text = write(talk.rng.choice(talk.book.frames["more"]), talk.rng, slots)
     talk.fact = None
     return text, _next_fact(talk, talk.subject) or talk.book.frames["more_reply_none"].format_map(values)
 
@@ -154,13 +162,21 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
 
 
 def _plain(talk: Talk, fact: FactKind, values: dict[str, str]) -> str:
-    return write(talk.rng.choice(fact.asks), talk.rng, values)
+    """A question in one of the fact's own wordings, or built of a noun for the fact."""
+    rng = talk.rng
+    if not fact.nouns or rng.random() < 0.55:
+        return write(rng.choice(fact.asks), rng, values)
+    noun = write(fact.nouns, rng, {})
+    return write(rng.choice(talk.book.frames["noun_frames"]), rng, {**values, "noun": noun})
 
 
 def framed(text: str, talk: Talk) -> str:
     """The text with an opener and a tail, which are often nothing."""
-    if talk.rng.random() < 0.45:
+    draw = talk.rng.random()
+    if draw < 0.45:
         return text
+    if draw < 0.55:
+        return talk.rng.choice(talk.book.frames["leads"]) + text
     return f"{talk.rng.choice(talk.book.frames['openers'])}{text}{talk.rng.choice(talk.book.frames['tails'])}"
 
 

@@ -1,8 +1,8 @@
 """A talk in the making: what has been said and what later turns may refer to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Callable
 
 from training.corpus.book import Book, FactKind
 from training.subject import Subject

@@ -1,7 +1,7 @@
 """The corpus writer: an endless stream of conversations, the same for the same seed."""
 
+from collections.abc import Iterator
 from random import Random
-from typing import Iterator
 
 from training.corpus import chatter, questions
 from training.corpus.book import Book

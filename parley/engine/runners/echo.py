@@ -15,6 +15,9 @@ CONTEXT_LENGTH = 8192
 SLOW = b"slow "
 SLOW_SECONDS = 0.05
 
+CERTAIN = 0.0
+"""The logarithm of a probability of one: an echo has no choice."""
+
 
 class Utf8Text:
     """Detokenizer for tokens that are bytes."""
@@ -30,11 +33,17 @@ class Utf8Text:
         """Nothing: half a character is dropped."""
         return ""
 
+    def token_bytes(self, token: int) -> bytes:
+        """The byte that the token is."""
+        return bytes([token])
+
 
 @dataclass
 class _Saying:
     rest: list[list[int]] = field(default_factory=list)
+    last: FinishReason = "stop"
     slow: bool = False
+    logprobs: bool = False
 
 
 class EchoRunner:
@@ -42,14 +51,16 @@ class EchoRunner:
 
     def __init__(self, reason: str, placement: Placement) -> None:
         self._active: dict[int, _Saying] = {}
-        self.info = ModelInfo("echo", reason, "cpu", "none", CONTEXT_LENGTH, ["max_tokens", "stop"])
+        self.info = ModelInfo("echo", reason, "cpu", "none", CONTEXT_LENGTH, ["max_tokens", "stop", "logprobs"])
         self._max_batch = placement.max_batch
 
     def add(self, job: Job) -> None:
         """Takes a job; its words are the answer's tokens."""
         text = bytes(job.prompt)
-        words = [list(word) for word in _words(text)][: job.sampling.max_tokens]
-        self._active[job.id] = _Saying(words, text.startswith(SLOW))
+        words = [list(word) for word in _words(text)]
+        said = words[: job.sampling.max_tokens]
+        last: FinishReason = "stop" if len(said) == len(words) else "length"
+        self._active[job.id] = _Saying(said, last, text.startswith(SLOW), bool(job.sampling.logprobs))
 
     def cancel(self, job_id: int) -> None:
         """Forgets a job."""
@@ -68,10 +79,10 @@ class EchoRunner:
 
     def _say(self, job_id: int, saying: _Saying) -> Step:
         tokens = saying.rest.pop(0) if saying.rest else []
-        finish: FinishReason | None = None if saying.rest else "stop"
+        finish: FinishReason | None = None if saying.rest else saying.last
         if finish:
             del self._active[job_id]
-        return Step(job_id, tokens, finish)
+        return Step(job_id, tokens, finish, logprobs=[CERTAIN] * len(tokens) if saying.logprobs else [])
 
 
 def _words(text: bytes) -> list[bytes]:

@@ -44,6 +44,7 @@ _HONOURED = [
     "frequency_penalty",
     "presence_penalty",
     "stop",
+    "logprobs",
 ]
 
 
@@ -62,6 +63,7 @@ class OpenVINORunner:
         self._defaults = defaults
         self._tokenizer = tokenizer
         self._handles: dict[int, Any] = {}
+        self.cache_usage = 0.0
         self.info = info
 
     def add(self, job: Job) -> None:
@@ -77,6 +79,7 @@ class OpenVINORunner:
     def step(self) -> list[Step]:
         """Decodes once for all active jobs."""
         self._pipeline.step()
+        self.cache_usage = self._pipeline.get_metrics().cache_usage / 100
         steps = [self._collect(job_id, handle) for job_id, handle in self._handles.items() if _has_news(handle)]
         for step in steps:
             if step.finish or step.error:
@@ -90,16 +93,18 @@ class OpenVINORunner:
     def _collect(self, job_id: int, handle: Any) -> Step:
         """What the pipeline has for one job since the last step."""
         tokens: list[int] = []
+        logprobs: list[float] = []
         finish: FinishReason | None = None
         while handle.can_read():
             for output in handle.read().values():
                 tokens += output.generated_ids
+                logprobs += output.generated_log_probs
                 finish = _FINISH.get(output.finish_reason, finish)
         if handle.get_status() == genai.GenerationStatus.IGNORED:
             return Step(job_id, error="the KV cache is too small for this request")
         if finish == "stop" and tokens and tokens[-1] in self._defaults.stop_token_ids:
             tokens.pop()
-        return Step(job_id, tokens, finish)
+        return Step(job_id, tokens, finish, logprobs=logprobs[: len(tokens)])
 
     def _config(self, job: Job) -> Any:
         """The model's own generation config with what the request changes."""
@@ -116,6 +121,9 @@ class OpenVINORunner:
         }.items():
             if value is not None:
                 setattr(config, name, value)
+        config.logprobs = 1 if sampling.logprobs else 0
+        if sampling.response_format is not None:
+            config.structured_output_config = genai.StructuredOutputConfig(json_schema=sampling.response_format)
         if sampling.temperature is not None:
             config.do_sample = sampling.temperature > 0
         if config.do_sample and sampling.temperature:
@@ -196,7 +204,9 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     defaults = GenerationDefaults(folder)
     context = int(folder.config["max_position_embeddings"])
     pipeline = _pipeline(export, placement, dtype, folder.config, context)
-    info = ModelInfo("openvino", reason, "cpu", dtype, context, _HONOURED)
+    # Grammars are made from the vocabulary of the export's own tokenizer.
+    structured = ["response_format"] if (export / "openvino_tokenizer.xml").is_file() else []
+    info = ModelInfo("openvino", reason, "cpu", dtype, context, [*_HONOURED, *structured])
     return OpenVINORunner(pipeline, defaults, Tokenizer.from_file(str(folder.path / "tokenizer.json")), info)
 
 

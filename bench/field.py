@@ -1,0 +1,119 @@
+"""The field: who takes part, and how each is started with the same model.
+
+Every program gets its own defaults, room for 32 users, and nothing else that is not said here.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from bench import exports
+from bench.contestant import Contestant, NotStarted
+from bench.in_process import InProcess
+from bench.load import Target
+from bench.server import Server
+
+PORT = 3970
+URL = f"http://127.0.0.1:{PORT}"
+VLLM = Path(".venv-vllm/bin/vllm")
+MOST_USERS = 32
+CONTEXT_PER_USER = 2048
+"""llama.cpp divides its context among its users."""
+
+Entry = Callable[[Path, Path], Contestant]
+"""Makes a contestant from a model's folder and a log file; raises `NotStarted` when something is missing."""
+
+_BENTO = [sys.executable, "-m", "bentoml", "serve", "service:Parley", "--host", "127.0.0.1", "--port", str(PORT)]
+
+GREEDY: dict[str, JsonValue] = {"temperature": 0}
+
+
+def _parley(name: str, engine: str, dtype: str | None) -> Entry:
+    def make(folder: Path, log: Path) -> Contestant:
+        if engine == "openvino":
+            exports.openvino(folder, dtype or "float32")
+        environment = {
+            "PARLEY_MODEL": str(folder),
+            "PARLEY_ENGINE": engine,
+            "PARLEY_SYSTEM_PROMPT": "",
+            "PARLEY_MAX_BATCH": str(MOST_USERS),
+            "BENTOML_DO_NOT_TRACK": "True",
+            **({"PARLEY_DTYPE": dtype} if dtype else {}),
+        }
+        return Server(name, _BENTO, Target(URL, sampling=_sampling(folder)), log, environment, "parley.engine.loop")
+
+    return make
+
+
+def _raw(name: str, dtype: str) -> Entry:
+    return lambda folder, _log: InProcess(name, folder, dtype)
+
+
+def _plain(folder: Path, log: Path) -> Contestant:
+    command = [sys.executable, "-m", "bench.peers.plain", str(folder), str(PORT)]
+    return Server("plain FastAPI", command, Target(URL, "plain", _sampling(folder)), log)
+
+
+def _transformers(folder: Path, log: Path) -> Contestant:
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--continuous-batching"]
+    options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(PORT)]
+    target = Target(URL, str(folder), _sampling(folder), says_done=False)
+    return Server("transformers serve", [*command, *options], target, log)
+
+
+def _llama_cpp(folder: Path, log: Path) -> Contestant:
+    model = exports.gguf(folder)
+    context = MOST_USERS * CONTEXT_PER_USER
+    options = ["--model", str(model), "--port", str(PORT), "--parallel", str(MOST_USERS), "--ctx-size", str(context)]
+    target = Target(URL, "llama", _sampling(folder))
+    return Server("llama.cpp server", [str(exports.LLAMA / "bin" / "llama-server"), *options], target, log)
+
+
+def _vllm(folder: Path, log: Path) -> Contestant:
+    if not VLLM.exists():
+        raise NotStarted(f"{VLLM} is not installed; `make bench-peers` sets it up")
+    options = ["--port", str(PORT), "--max-num-seqs", str(MOST_USERS), "--max-model-len", str(CONTEXT_PER_USER)]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    target = Target(URL, str(folder), _sampling(folder))
+    return Server("vLLM", [str(VLLM), "serve", str(folder), *options], target, log, environment, "VLLM::EngineCore")
+
+
+def _sampling(folder: Path) -> dict[str, JsonValue]:
+    """Greedy for decoder-only models; an encoder-decoder follows its own generation config."""
+    return {} if folder.name.startswith("blenderbot") else dict(GREEDY)
+
+
+DECODERS: dict[str, Entry] = {
+    "raw": _raw("raw OpenVINO fp32", "float32"),
+    "raw-int8": _raw("raw OpenVINO int8", "int8"),
+    "parley": _parley("Parley OpenVINO fp32", "openvino", "float32"),
+    "parley-int8": _parley("Parley OpenVINO int8", "openvino", "int8"),
+    "parley-torch": _parley("Parley transformers", "transformers", None),
+    "plain": _plain,
+    "transformers": _transformers,
+    "llama.cpp": _llama_cpp,
+    "vllm": _vllm,
+}
+ENCODER_DECODERS: dict[str, Entry] = {
+    "parley": _parley("Parley seq2seq fp32", "seq2seq", "float32"),
+    "parley-int8": _parley("Parley seq2seq int8", "seq2seq", "int8"),
+    "plain": _plain,
+}
+
+
+def entries(shape: str) -> dict[str, Entry]:
+    """Who can take part with a model of this shape."""
+    return ENCODER_DECODERS if shape.startswith("blenderbot") else DECODERS
+
+
+def echo(log: Path) -> Server:
+    """Parley without a model."""
+    return Server("Parley echo", _BENTO, Target(URL), log, {"PARLEY_ENGINE": "echo"}, "parley.engine.loop")
+
+
+def typist(log: Path) -> Server:
+    """Plain FastAPI that streams ready words."""
+    command = [sys.executable, "-m", "bench.peers.typist", str(PORT)]
+    return Server("plain FastAPI stream", command, Target(URL, "typist"), log)

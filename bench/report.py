@@ -1,0 +1,121 @@
+"""Report: a run as a table for people and as one JSON line for machines."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from bench.figures import Figure, Results
+from bench.limits import Limits
+from bench.summary import Summary
+from bench.token_cost import TokenCost
+from bench.trials import Absence, Event, Start, Trial, typical
+
+HEADER = (
+    f"{'':24}{'tok/s':>8}  {'first token ms':>22}  {'later':>7}  {'inter-token ms':>20}  {'tok/pc':>6}"
+    f"  {'API us/tok':>10}  {'CPU us/tok':>10}  {'MB':>6}  {'load':>5}  {'done':>5}  {'fail':>4}"
+)
+
+
+def table(events: Sequence[Event]) -> str:
+    """One block a model and workload; percentiles are p50/p95/p99, `>` where some waited on at the end."""
+    lines: list[str] = []
+    title = None
+    for trial in typical(events):
+        if title != (title := f"{trial.model}, {trial.workload}"):
+            lines += ["", title, HEADER]
+        lines.append(row(trial.contestant, trial.summary))
+    return "\n".join(lines + starts(events) + absences(events))
+
+
+def row(name: str, summary: Summary) -> str:
+    """One contestant's line."""
+    more = ">" if summary.unanswered else ""
+    return (
+        f"{name:24}{summary.throughput:8.0f}  {more + _three(summary.first_token):>22}"
+        f"  {_one(summary.later_first_token[:1]):>7}  {_three(summary.inter_token):>20}"
+        f"  {_some(summary.tokens_per_piece, 1):>6}  {_some(summary.api_cpu_per_token):>10}"
+        f"  {_some(summary.server_cpu_per_token):>10}  {_some(summary.resident_mb):>6}  {summary.load_share:5.2f}"
+        f"  {summary.completed:5}  {summary.failed:4}{'  ' + summary.first_error if summary.first_error else ''}"
+    )
+
+
+def starts(events: Sequence[Event]) -> list[str]:
+    """First answers from cold."""
+    results = Results(events)
+    keys = list(dict.fromkeys((event.model, event.contestant) for event in events if isinstance(event, Start)))
+    lines = [f"  {model:18}{name:24}{results.start(model, name):7.1f} s" for model, name in keys]
+    return ["", "First answer from cold", *lines] if lines else []
+
+
+def absences(events: Sequence[Event]) -> list[str]:
+    """Who could not take part, and why."""
+    lines = [f"  {event.model}, {event.contestant}: {event.reason}" for event in events if isinstance(event, Absence)]
+    return ["", "Not there", *lines] if lines else []
+
+
+def figure_table(figures: Sequence[Figure]) -> str:
+    """The figures beside their targets."""
+    lines = [
+        f"  {'yes' if figure.met else 'NO':3} {figure.value:8.2f} {figure.bound} {figure.target:6g}  {figure.name}"
+        for figure in figures
+    ]
+    return "\n".join(["", "Figures", *lines]) if lines else ""
+
+
+def token_cost_table(cost: TokenCost) -> str:
+    """What a streamed token costs."""
+    rows = [row(name, summary) for name, summary in cost.trials.items()]
+    told = f"CPU of the API process a streamed token: Parley {cost.parley:.1f} us, plain FastAPI {cost.plain:.1f} us"
+    return "\n".join(["", "8 streams of 1,000 tokens", HEADER, *rows, told])
+
+
+def limits_table(model: str, limits: Limits) -> str:
+    """What the machine could do at most."""
+    lines = [
+        f"  {dtype:9}"
+        + "  ".join(f"{batch} users {limit:,.0f}" for batch, limit in by_batch.items())
+        + f"   ({limits.bandwidth[dtype] / 1e9:.0f} GB/s, {limits.operations[dtype] / 1e9:.0f} GFLOP/s)"
+        for dtype, by_batch in limits.tokens.items()
+    ]
+    return "\n".join(["", f"{model}: {limits.parameters / 1e6:.1f} M parameters, at most tok/s", *lines])
+
+
+def json_line(
+    machine: dict[str, object],
+    events: Sequence[Event],
+    figures: Sequence[Figure],
+    limits: dict[str, Limits],
+    cost: TokenCost | None,
+) -> str:
+    """Everything, every round included."""
+    return json.dumps(
+        {
+            "machine": machine,
+            "trials": _dicts(event for event in events if isinstance(event, Trial)),
+            "starts": _dicts(event for event in events if isinstance(event, Start)),
+            "absent": _dicts(event for event in events if isinstance(event, Absence)),
+            "figures": [{**dataclasses.asdict(figure), "met": figure.met} for figure in figures],
+            "limits": {model: dataclasses.asdict(found) for model, found in limits.items()},
+            "token_cost": dataclasses.asdict(cost) if cost else None,
+        }
+    )
+
+
+def _dicts(records: object) -> list[dict[str, object]]:
+    return [dataclasses.asdict(record) for record in records]  # type: ignore[attr-defined]
+
+
+def _three(values: list[float]) -> str:
+    return "/".join(_number(value) for value in values) or "-"
+
+
+def _one(values: list[float]) -> str:
+    return _number(values[0]) if values else "-"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _some(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

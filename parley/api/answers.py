@@ -1,0 +1,74 @@
+"""The events of one request's answers: bounded in time, numbered, and brought together into one stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from msgspec.structs import replace
+
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.engine.engine import Delta, Event, Failure, Finish
+
+TOO_LONG = "The answer had not begun within this service's time limit for answers; it was given up."
+
+
+async def timed(
+    events: AsyncGenerator[Event, None], index: int, ends: float, prompt_tokens: int
+) -> AsyncGenerator[Event, None]:
+    """One answer's events, their `id` replaced by its index, until a moment of the event loop's time.
+
+    At that moment a text that has begun ends with the reason `length`, and one that has not ends with a failure; the
+    engine's work on it is cancelled either way.
+    """
+    tokens = 0
+    try:
+        while True:
+            async with asyncio.timeout_at(ends):
+                event = await anext(events)
+            yield replace(event, id=index)
+            if not isinstance(event, Delta):
+                return
+            tokens += event.tokens
+    except TimeoutError:
+        if tokens:
+            yield Finish(index, "", "length", prompt_tokens, tokens, 0)
+        else:
+            yield Failure(index, ErrorCode.DEADLINE_EXCEEDED, TOO_LONG)
+    finally:
+        await events.aclose()
+
+
+@asynccontextmanager
+async def one_stream(answers: Sequence[AsyncIterator[Event]]) -> AsyncIterator[AsyncIterator[Event]]:
+    """The events of all answers in one stream."""
+    if len(answers) == 1:
+        yield answers[0]
+    else:
+        async with aclosing(merged(answers)) as events:
+            yield events
+
+
+async def merged(answers: Sequence[AsyncIterator[Event]]) -> AsyncGenerator[Event, None]:
+    """The events of several answers as they come; it ends when all have ended, or with the first that fails."""
+    queue: asyncio.Queue[Event] = asyncio.Queue(len(answers))
+    tasks = [asyncio.create_task(_pump(answer, index, queue)) for index, answer in enumerate(answers)]
+    left = len(answers)
+    try:
+        while left:
+            event = await queue.get()
+            yield event
+            if isinstance(event, Failure):
+                return
+            left -= isinstance(event, Finish)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(answer: AsyncIterator[Event], index: int, queue: asyncio.Queue[Event]) -> None:
+    try:
+        async for event in answer:
+            await queue.put(event)
+    except ParleyError as error:
+        await queue.put(Failure(index, error.code, error.message))

@@ -1,0 +1,84 @@
+"""Observed: an answer's events on their way from the engine to a route, counted and timed."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from parley.api.admission import Place
+from parley.contract.errors import ParleyError
+from parley.engine.engine import Delta, Event, Failure
+from parley.telemetry.record import Answer, Progress
+
+logger = logging.getLogger("parley.api")
+
+
+class Observed:
+    """Passes the events on.
+
+    Args:
+        events: from the engine.
+        progress: the request that they answer.
+    """
+
+    def __init__(self, events: AsyncIterator[Event], progress: Progress) -> None:
+        self._events = events
+        self._progress = progress
+        self._first: float | None = None
+        self._last: float | None = None
+        self._tokens = 0
+        self._cached = 0
+        self._reason = "abort"
+        self._refused = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event."""
+        try:
+            event = await anext(self._events)
+        except ParleyError:
+            self._refused = True
+            raise
+        if isinstance(event, Delta):
+            self._count(event.tokens)
+        elif isinstance(event, Failure):
+            logger.error("the engine failed on this request: %s", event.message)
+            self._reason, self._progress.code = "error", event.code
+        else:
+            self._count(event.completion_tokens - self._tokens)
+            self._reason, self._cached = event.reason, event.cached_tokens
+        return event
+
+    @property
+    def tokens(self) -> int:
+        """How many the answer has so far."""
+        return self._tokens
+
+    def close(self, model: str, prompt_tokens: int, place: Place) -> None:
+        """Tells of the answer, once nobody reads it any more; of none, if the engine did not take it."""
+        if self._refused:
+            return
+        answer = Answer(
+            model=model,
+            queued=place.entered,
+            started=place.started,
+            first_token=self._first,
+            last_token=self._last,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=self._cached,
+            completion_tokens=self._tokens,
+            finish_reason=self._reason,
+        )
+        self._progress.answers.append(answer)
+
+    def _count(self, tokens: int) -> None:
+        if not tokens:
+            return
+        now = time.monotonic()
+        if self._last is None:
+            self._first = now
+        else:
+            self._progress.observe_gap((now - self._last) / tokens, tokens)
+        self._last = now
+        self._tokens += tokens

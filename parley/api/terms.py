@@ -1,0 +1,35 @@
+"""The terms of a request, from what its headers, its key and its body say."""
+
+from starlette.requests import Request
+
+from parley.api.chat import Terms
+from parley.api.deadline import loop_time, patience
+from parley.api.keys import key_of
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.openai import CONTEXT_POLICIES, ContextPolicy
+from parley.telemetry.record import current
+
+POLICY_HEADER = "x-context-policy"
+
+
+def terms_of(request: Request, answers: int = 1, policy: ContextPolicy | None = None) -> Terms:
+    """On what terms a request is answered; what the body says comes before the header.
+
+    Raises:
+        ParleyError: `INVALID_VALUE` for a header that cannot be read, which is named as the parameter.
+    """
+    seconds = patience(request.headers)
+    deadline = None if seconds is None else loop_time(current().head.arrived + seconds)
+    return Terms(answers, policy or header_policy(request), deadline, key_of(request))
+
+
+def header_policy(request: Request) -> ContextPolicy | None:
+    """The context policy that the header asks for."""
+    given = request.headers.get(POLICY_HEADER)
+    for policy in CONTEXT_POLICIES:
+        if given == policy:
+            return policy
+    if given is not None:
+        message = f"{POLICY_HEADER}: one of {', '.join(CONTEXT_POLICIES)} is expected"
+        raise ParleyError(ErrorCode.INVALID_VALUE, message, POLICY_HEADER)
+    return None

@@ -1,0 +1,1 @@
+"""An engine in its own right: any server that speaks OpenAI's chat completions, somewhere else."""
