@@ -31,12 +31,15 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 COMPILE := .venv/bin/uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-package torch
+# What `parley convert` exports with. It wants an older transformers than the service, and torchvision for other models.
+EXPORT := torch==$(TORCH) optimum-intel==2.2.* openvino==2026.4.* openvino-tokenizers==2026.4.* nncf uv
 RUN_EXTRAS := --extra serve --extra openvino --extra torch --extra frontend
 
 lock: .venv/bin/uv
 	$(COMPILE) pyproject.toml $(RUN_EXTRAS) -o requirements.lock
 	$(COMPILE) pyproject.toml --all-extras -c requirements.lock -o requirements-dev.lock
 	echo uv | $(COMPILE) - -o requirements-tools.lock
+	printf '%s\n' $(EXPORT) | $(COMPILE) --no-emit-package torchvision - -o parley/engine/export-requirements.lock
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parley needs Python 3.11 or newer")'

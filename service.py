@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 # Metrics are kept in memory: BentoML's folder of metric files is shared by, and emptied at the start of, every service.
@@ -12,14 +13,18 @@ import bentoml  # noqa: E402 - bentoml and prometheus_client read these variable
 
 from parley.api.access import Access  # noqa: E402
 from parley.api.app import create_app  # noqa: E402
+from parley.api.cors import Cors  # noqa: E402
 from parley.api.drain import drain_on_signals  # noqa: E402
 from parley.api.errors import ErrorResponse  # noqa: E402
+from parley.api.exposure import exposure_fault, listening_address  # noqa: E402
 from parley.api.gate import Gate  # noqa: E402
+from parley.api.idempotency import Recordings  # noqa: E402
+from parley.api.keys import load_keys  # noqa: E402
 from parley.api.native import reply_to  # noqa: E402
 from parley.contract.chat import ChatReply, ChatRequest  # noqa: E402
 from parley.contract.errors import ParleyError  # noqa: E402
 from parley.engine.model import ModelError  # noqa: E402
-from parley.serving import create_chat, create_observer, launch_for  # noqa: E402
+from parley.serving import create_chat, create_observer, prepare  # noqa: E402
 from parley.settings import Settings, SettingsError  # noqa: E402
 from parley.startup import end_with_parent, fail, listen_for_failure, tell_failure  # noqa: E402
 from parley.telemetry.exporter import ExporterError, exporter_is_set  # noqa: E402
@@ -28,6 +33,7 @@ from parley.telemetry.logs import configure_logging, report_loop_errors  # noqa:
 
 try:
     settings = Settings.from_env(os.environ)
+    keyring = load_keys(settings.keys_file)
 except SettingsError as error:
     fail(str(error))
 
@@ -52,7 +58,7 @@ class Parley:
     def prepare() -> None:
         """Once, before any worker: finds, downloads or converts the model, or ends with one line."""
         try:
-            launch_for(settings)
+            prepare(settings)
             exporter_is_set(os.environ)
         except (ModelError, ExporterError) as error:
             fail(str(error))
@@ -60,6 +66,8 @@ class Parley:
 
     def __init__(self) -> None:
         end_with_parent(signal.SIGTERM)
+        if fault := exposure_fault(listening_address(sys.argv), keyring.open_to_all, settings.allow_anonymous):
+            tell_failure(fault)
         try:
             self._chat = create_chat(settings)
         except (ModelError, OSError, ValueError) as error:
@@ -78,6 +86,11 @@ class Parley:
         drain_on_signals(lambda: self._chat.engine.drain(settings.drain_grace))
         self._loading = asyncio.create_task(self._end_unless_loaded())
 
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Sends the last traces."""
+        await asyncio.to_thread(app.state.observer.close)
+
     async def _end_unless_loaded(self) -> None:
         health = await self._chat.engine.settled()
         if self._chat.engine.info is None:
@@ -88,15 +101,22 @@ class Parley:
         """One reply, to either published form of a chat request."""
         request = service.context.request
         try:
-            return await reply_to(self._chat, body, request.receive)
+            return await reply_to(self._chat, body, request)  # type: ignore[return-value]  # BentoML passes it through
         except ParleyError as error:
-            return ErrorResponse(error)  # type: ignore[return-value]  # BentoML passes a Response through
+            return ErrorResponse(error)  # type: ignore[return-value]  # likewise
 
 
 service = Parley
 service.add_asgi_middleware(
     Access, observer=lambda: app.state.observer, paths=lambda: service.openapi_spec.asdict()["paths"]
 )
+if settings.cors_origins:
+    service.add_asgi_middleware(Cors, origins=settings.cors_origins)
 service.add_asgi_middleware(
-    Gate, max_body_bytes=settings.max_body_bytes, health=lambda: app.state.chat.engine.health(), native={"/chat": ChatRequest}
+    Gate,
+    keyring=keyring,
+    limits=settings.limits,
+    recordings=Recordings(settings.idempotency_window),
+    health=lambda: app.state.chat.engine.health(),
+    native={"/chat": ChatRequest},
 )

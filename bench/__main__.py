@@ -25,14 +25,14 @@ def main() -> None:
     machine = describe()
     models = [model for model in chosen.models if model != options.ECHO]
     bounds = {model: _limits(model, chosen) for model in models if model in plan.RATES and not chosen.url}
-    cost = _token_cost(chosen)
+    costs = _token_costs(chosen)
     events = [event for model in models for event in _told(_events(model, chosen))]
     found = figures(events)
     _say(report.table(events))
     for model, bound in bounds.items():
         _say(report.limits_table(model, bound))
     _say(report.figure_table(found))
-    line = report.json_line(machine, events, found, bounds, cost)
+    line = report.json_line(machine, events, found, bounds, costs)
     with (chosen.out / "results.jsonl").open("a") as file:
         file.write(line + "\n")
     plots.write(events, chosen.out)
@@ -43,16 +43,16 @@ def _limits(model: str, chosen: argparse.Namespace) -> Limits:
     return limits(build(model, chosen.built), BATCHES)
 
 
-def _token_cost(chosen: argparse.Namespace) -> TokenCost | None:
+def _token_costs(chosen: argparse.Namespace) -> dict[str, TokenCost]:
     if options.ECHO not in chosen.models or chosen.url:
-        return None
+        return {}
     try:
-        cost = measure(chosen.window or 10.0, chosen.out)
+        costs = measure(chosen.window or 10.0, chosen.out)
     except NotStarted as error:
         _say(f"the cost of a token was not measured: {error}")
-        return None
-    _say(report.token_cost_table(cost))
-    return cost
+        return {}
+    _say(report.token_cost_table(costs))
+    return costs
 
 
 def _events(model: str, chosen: argparse.Namespace) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from bench.token_cost import TokenCost
 from bench.trials import Absence, Event, Start, Trial, typical
 
 HEADER = (
-    f"{'':24}{'tok/s':>8}  {'first token ms':>22}  {'later':>7}  {'inter-token ms':>20}  {'tok/pc':>6}"
+    f"{'':28}{'tok/s':>8}  {'first token ms':>22}  {'later':>7}  {'inter-token ms':>20}  {'tok/pc':>6}"
     f"  {'API us/tok':>10}  {'CPU us/tok':>10}  {'MB':>6}  {'load':>5}  {'done':>5}  {'fail':>4}"
 )
 
@@ -31,7 +31,7 @@ def row(name: str, summary: Summary) -> str:
     """One contestant's line."""
     more = ">" if summary.unanswered else ""
     return (
-        f"{name:24}{summary.throughput:8.0f}  {more + _three(summary.first_token):>22}"
+        f"{name:28}{summary.throughput:8.0f}  {more + _three(summary.first_token):>22}"
         f"  {_one(summary.later_first_token[:1]):>7}  {_three(summary.inter_token):>20}"
         f"  {_some(summary.tokens_per_piece, 1):>6}  {_some(summary.api_cpu_per_token):>10}"
         f"  {_some(summary.server_cpu_per_token):>10}  {_some(summary.resident_mb):>6}  {summary.load_share:5.2f}"
@@ -62,11 +62,16 @@ def figure_table(figures: Sequence[Figure]) -> str:
     return "\n".join(["", "Figures", *lines]) if lines else ""
 
 
-def token_cost_table(cost: TokenCost) -> str:
+def token_cost_table(costs: dict[str, TokenCost]) -> str:
     """What a streamed token costs."""
-    rows = [row(name, summary) for name, summary in cost.trials.items()]
-    told = f"CPU of the API process a streamed token: Parley {cost.parley:.1f} us, plain FastAPI {cost.plain:.1f} us"
-    return "\n".join(["", "8 streams of 1,000 tokens", HEADER, *rows, told])
+    lines = ["", "8 streams of 1,000 tokens", HEADER]
+    for name, cost in costs.items():
+        lines += [row(f"{name}, fast", cost.fast), row(f"{name}, paced", cost.paced)]
+    for name, cost in costs.items():
+        fast, paced = cost.microseconds
+        told = f"{fast:.1f} us a token as fast as it goes, {paced:.1f} us at 20 a second"
+        lines.append(f"  API process of {name}: {told}, idle {1e3 * cost.idle_share:.1f} ms a second")
+    return "\n".join(lines)
 
 
 def limits_table(model: str, limits: Limits) -> str:
@@ -85,7 +90,7 @@ def json_line(
     events: Sequence[Event],
     figures: Sequence[Figure],
     limits: dict[str, Limits],
-    cost: TokenCost | None,
+    costs: dict[str, TokenCost],
 ) -> str:
     """Everything, every round included."""
     return json.dumps(
@@ -96,7 +101,7 @@ def json_line(
             "absent": _dicts(event for event in events if isinstance(event, Absence)),
             "figures": [{**dataclasses.asdict(figure), "met": figure.met} for figure in figures],
             "limits": {model: dataclasses.asdict(found) for model, found in limits.items()},
-            "token_cost": dataclasses.asdict(cost) if cost else None,
+            "token_cost": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         }
     )
 

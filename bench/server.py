@@ -81,6 +81,13 @@ class Server:
         api = used[1] if self.engine_mark else None
         return Outcome(watched.records, workload.window, Usage(used[0], api, watched.cpu, gauge.resident()))
 
+    def idle_share(self, seconds: float) -> float:
+        """CPU that its API processes take while nobody asks, of one core."""
+        gauge = self._gauge()
+        before = gauge.cpu().api
+        time.sleep(seconds)
+        return (gauge.cpu().api - before) / seconds
+
     def settle(self) -> None:
         """Waits until it has dropped what the last trial left; one that works on is started again."""
         if not self._gauge().settles(SETTLE_SECONDS):

@@ -1,7 +1,8 @@
 """What one streamed token costs the API process: 8 streams of 1,000 tokens, beside plain FastAPI under the same load.
 
-Parley runs its echo engine, which says a word a step as fast as it is read; plain FastAPI streams ready words from its
-own event loop. A token is a word here, whatever the servers count.
+Parley runs its echo engine; plain FastAPI streams ready words from its own event loop. A token is a word here, whatever
+the servers count. Twice: as fast as the words are read, when many share a wake-up and a frame; and at 20 words a second
+and stream, when none do. At that pace what a server does when idle weighs in, so that is measured, too.
 """
 
 from dataclasses import dataclass, replace
@@ -14,24 +15,28 @@ from bench.summary import Outcome, Summary, summarize
 from bench.workload import Workload
 
 WORDS = 1000
+STREAMS = 8
+IDLE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class TokenCost:
-    """Microseconds of CPU for one streamed token, of Parley's API process and of plain FastAPI; and their trials."""
+    """One server's figures. `idle_share` is the CPU of its API processes while nobody asks, of one core."""
 
-    parley: float
-    plain: float
-    trials: dict[str, Summary]
+    fast: Summary
+    paced: Summary
+    idle_share: float
+
+    @property
+    def microseconds(self) -> tuple[float, float]:
+        """CPU of the API process for one token, as fast as they come and at 20 a second."""
+        return _cost(self.fast), _cost(self.paced)
 
 
-def measure(window: float, logs: Path) -> TokenCost:
-    """Starts both in turn and measures each; raises `NotStarted` when one does not start."""
-    workload = Workload("8 streams", 8, window, ((WORDS,),), WORDS)
-    parley = _trial(field.echo(logs / "echo.log"), workload)
-    plain = _trial(field.typist(logs / "typist.log"), workload)
-    trials = {"Parley echo": parley, "plain FastAPI": plain}
-    return TokenCost(parley.api_cpu_per_token or 0.0, plain.server_cpu_per_token or 0.0, trials)
+def measure(window: float, logs: Path) -> dict[str, TokenCost]:
+    """Parley and plain FastAPI in turn; raises `NotStarted` when one does not start."""
+    servers = [field.echo(logs / "echo.log"), field.typist(logs / "typist.log")]
+    return {server.name: _of(server, window) for server in servers}
 
 
 def in_words(outcome: Outcome) -> Outcome:
@@ -43,9 +48,20 @@ def _in_words(record: Record) -> Record:
     return replace(record, completion_tokens=WORDS) if record.done else record
 
 
-def _trial(server: Server, workload: Workload) -> Summary:
+def _of(server: Server, window: float) -> TokenCost:
+    fast = Workload("8 streams", STREAMS, window, ((WORDS,),), WORDS)
+    paced = replace(fast, opening="slow ")
     try:
         server.start()
-        return summarize(in_words(server.measure(workload)))
+        idle = server.idle_share(IDLE_SECONDS)
+        summaries = []
+        for workload in (fast, paced):
+            server.settle()
+            summaries.append(summarize(in_words(server.measure(workload))))
     finally:
         server.stop()
+    return TokenCost(summaries[0], summaries[1], idle)
+
+
+def _cost(summary: Summary) -> float:
+    return summary.api_cpu_per_token or summary.server_cpu_per_token or 0.0

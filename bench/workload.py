@@ -24,6 +24,7 @@ class Workload:
         answer_tokens: tokens of each answer.
         rate: conversations begun a second; None for the closed loop.
         seed: chooses the words and the times.
+        opening: put before the first words of each conversation.
     """
 
     name: str
@@ -33,11 +34,13 @@ class Workload:
     answer_tokens: int
     rate: float | None = None
     seed: int = 0
+    opening: str = ""
 
     def turns(self, conversation: int) -> list[str]:
         """What the user says in one conversation, turn by turn."""
         source = random.Random(f"{self.seed}/{self.name}/{conversation}")
-        return [lexicon.text(source, words) for words in self.shapes[conversation % len(self.shapes)]]
+        first, *others = [lexicon.text(source, words) for words in self.shapes[conversation % len(self.shapes)]]
+        return [self.opening + first, *others]
 
     def of_user(self, user: int) -> Iterator[int]:
         """Numbers of the conversations of one user; no two users share one."""

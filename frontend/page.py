@@ -13,9 +13,9 @@ from settings import Settings, SettingsError
 
 SUGGESTIONS = [
     "Who is Batman?",
-    "What makes a good villain?",
-    "How did Spider-Man get his powers?",
-    "Which comic should I read first?",
+    "What is a splash page?",
+    "Who created Spider-Man?",
+    "Recommend me a graphic novel.",
 ]
 
 

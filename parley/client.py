@@ -17,6 +17,7 @@ from requests.adapters import HTTPAdapter
 
 from parley.contract.chat import Message
 from parley.contract.errors import WIRE, ErrorCode, ParleyError
+from parley.contract.event_stream import EventData, EventTooLong
 from parley.contract.openai import Usage
 
 CONNECT_TIMEOUT = 5.0
@@ -226,16 +227,23 @@ class ReplyStream:
         Raises:
             ParleyError: for an error frame, silence longer than the client's timeout, or a stream cut before `[DONE]`.
         """
-        events = EventData()
-        while block := self._read():
-            for data in events.feed(block):
-                if data == b"[DONE]":
-                    self._complete = True
-                    return
-                if piece := self._take(data):
-                    self._text.append(piece)
-                    yield piece
+        for data in self._data():
+            if data == b"[DONE]":
+                self._complete = True
+                return
+            if piece := self._take(data):
+                self._text.append(piece)
+                yield piece
         raise ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF)
+
+    def _data(self) -> Iterator[bytes]:
+        """Data of the events as they arrive."""
+        events = EventData()
+        try:
+            while block := self._read():
+                yield from events.feed(block)
+        except EventTooLong as error:
+            raise ParleyError(ErrorCode.UPSTREAM_ERROR, _NO_CHAT) from error
 
     def _read(self) -> bytes:
         """The bytes that are there, at least one; empty at the end of the connection."""
@@ -261,28 +269,6 @@ class ReplyStream:
             return choice["delta"].get("content") or ""
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, _NO_CHAT) from error
-
-
-class EventData:
-    """Cuts a byte stream into the data of its server-sent events (WHATWG HTML, section 9.2.6).
-
-    Comments and other fields are skipped. Network chunks may be cut anywhere, inside a UTF-8 character too: nothing is
-    decoded before an event is whole.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-
-    def feed(self, block: bytes) -> Iterator[bytes]:
-        """Data of the events that `block` completes, in order."""
-        *lines, self._rest = (self._rest + block).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].strip())
-            elif line in (b"", b"\r") and self._data:
-                yield b"\n".join(self._data)
-                self._data.clear()
 
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

@@ -18,11 +18,19 @@ from parley.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids for the engine, and what the context policy left out to make them fit."""
+    """What the engine reads, and what the context policy left out to make it fit."""
 
     ids: list[int]
+    """Token ids."""
     dropped_messages: int = 0
     dropped_tokens: int = 0
+    messages: tuple[Message, ...] = ()
+    """The conversation itself, for an engine that has a tokenizer of its own: `ids` is then empty."""
+
+    @property
+    def content(self) -> list[int] | tuple[Message, ...]:
+        """What the engine reads."""
+        return self.messages or self.ids
 
 
 class Style(Protocol):
@@ -173,9 +181,7 @@ class PromptBuilder:
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         self._refuse_system(messages)
-        if self._system_prompt and messages[0].role != "system":
-            return [Message("system", self._system_prompt), *messages]
-        return messages
+        return with_system(messages, self._system_prompt)
 
     def _refuse_system(self, messages: Sequence[Message]) -> None:
         if self._style.reads_system:
@@ -210,6 +216,54 @@ class PromptBuilder:
             f"messages have {len(ids)} tokens. Shorten them{', or lower max_tokens' if max_tokens else ''}.",
             "messages",
         )
+
+
+class Passage:
+    """Passes conversations on as they are, to an engine that has a tokenizer of its own: nothing is counted here.
+
+    Args:
+        system_prompt: put first where the conversation has no system message; empty for none.
+    """
+
+    def __init__(self, system_prompt: str) -> None:
+        self._system_prompt = system_prompt
+
+    def build(self, messages: Sequence[Message], max_tokens: int | None, policy: ContextPolicy | None) -> Prompt:
+        """The conversation itself; what is too long is refused by the engine.
+
+        Raises:
+            ParleyError: `UNSUPPORTED_PARAMETER` for a policy that needs tokens counted.
+        """
+        if policy not in (None, "error"):
+            raise _uncounted("context_policy")
+        return Prompt([], messages=tuple(with_system(messages, self._system_prompt)))
+
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Raises `ParleyError`: tokens are not known here."""
+        raise _uncounted("messages")
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Raises `ParleyError`: tokens are not known here."""
+        raise _uncounted("prompt")
+
+    def room_for_answer(self, prompt: Prompt) -> int | None:
+        """None: the engine bounds its answers itself."""
+        return None
+
+
+Builder = PromptBuilder | Passage
+
+
+def with_system(messages: Sequence[Message], system_prompt: str) -> Sequence[Message]:
+    """The conversation with a system message at its start, unless it has one or there is none to put."""
+    if system_prompt and messages[0].role != "system":
+        return [Message("system", system_prompt), *messages]
+    return messages
+
+
+def _uncounted(param: str) -> ParleyError:
+    message = "The model runs elsewhere, where its tokens are counted; this is not possible here."
+    return ParleyError(ErrorCode.UNSUPPORTED_PARAMETER, message, param)
 
 
 def fewest_dropped(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message] | None:

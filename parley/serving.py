@@ -4,15 +4,18 @@ from collections.abc import Callable, Mapping
 
 from parley.api.admission import Admission
 from parley.api.chat import Chat
-from parley.engine.engine import State
+from parley.engine.engine import Engine, State
 from parley.engine.launch import Launch, choose
 from parley.engine.model import ModelFolder, resolve
 from parley.engine.process import EngineProcess
 from parley.engine.runner import ModelInfo, Placement
+from parley.engine.upstream.engine import UpstreamEngine
+from parley.engine.upstream.patience import Patience
+from parley.engine.upstream.transport import Address
 from parley.engine.watch import Limits
-from parley.prompt import LastMessage, PromptBuilder, Style, style_for
+from parley.prompt import Builder, LastMessage, Passage, PromptBuilder, Style, style_for
 from parley.settings import Settings
-from parley.telemetry.exporter import otlp_sinks
+from parley.telemetry.exporter import create_exporter
 from parley.telemetry.http import Names
 from parley.telemetry.metrics import Load
 from parley.telemetry.observer import Observer
@@ -33,12 +36,32 @@ def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
     return Launch(choice.engine, choice.reason, folder.name, str(folder.path), placement), folder
 
 
+def prepare(settings: Settings) -> None:
+    """What takes long and is done once, before any process of the service starts; raises what `launch_for` raises."""
+    if settings.upstream_url is None:
+        launch_for(settings)
+
+
 def create_chat(settings: Settings) -> Chat:
     """A `Chat` whose engine is not started yet; raises what `launch_for` raises."""
+    admission = Admission(settings.max_batch, settings.max_queue)
+    engine, builder, served = backend(settings)
+    return Chat(engine, builder, admission, settings.max_tokens, served, settings.answer_timeout)
+
+
+def backend(settings: Settings) -> tuple[Engine, Callable[[ModelInfo], Builder], str]:
+    """The engine, what makes the prompts that it reads, and the name it is served under."""
+    if settings.upstream_url is not None:
+        patience = Patience(
+            first_byte=settings.step_timeout, silence=settings.step_timeout, total=settings.answer_timeout
+        )
+        key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else None
+        address = Address(settings.upstream_url, key, settings.upstream_model)
+        passage = Passage(settings.system_prompt)
+        return UpstreamEngine(address, patience), lambda _: passage, settings.upstream_model or "upstream"
     launch, folder = launch_for(settings)
     limits = Limits(load=settings.load_timeout, step=settings.step_timeout)
-    admission = Admission(settings.max_batch, settings.max_queue)
-    return Chat(EngineProcess(launch, limits), builder_for(settings, folder), admission, settings.max_tokens, launch.name)
+    return EngineProcess(launch, limits), builder_for(settings, folder), launch.name
 
 
 def create_observer(chat: Chat, names: Names, environ: Mapping[str, str]) -> Observer:
@@ -49,7 +72,7 @@ def create_observer(chat: Chat, names: Names, environ: Mapping[str, str]) -> Obs
         ready = health.state is State.READY
         return Load(chat.admission.running, chat.admission.waiting, ready, health.restarts, health.cache_usage)
 
-    return Observer(chat.served, names, load, otlp_sinks(environ))
+    return Observer(chat.served, names, load, create_exporter(environ))
 
 
 def builder_for(settings: Settings, folder: ModelFolder | None) -> Callable[[ModelInfo], PromptBuilder]:

@@ -1,5 +1,6 @@
 """Tiny encoder-decoder models: random weights, real architectures, real tokenizers trained here and now."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from transformers import (
 
 POSITIONS = 64
 VOCABULARY = 320
-_END_FACTOR = 3.0
+_END_FACTOR = 2.5
 """Makes the end token likelier than another, so that answers of random weights also end by themselves."""
 
 CORPUS = [
     "I like comic books. Do you like comic books too? I have never read one, but I have seen the movies.",
     "Who is your favourite hero? Mine is the one who can fly. I wish I could fly, it would be so cool!",
     "That sounds like a lot of fun. What do you do for a living? I work as a librarian in a small town.",
-    "The villain escapes on page nine, and the hero (who is late) says: \"Not again.\" What happens next?",
+    'The villain escapes on page nine, and the hero (who is late) says: "Not again." What happens next?',
 ]
 BLENDERBOT_GENERATION: dict[str, Any] = {
     "num_beams": 10,
@@ -76,8 +77,11 @@ def build_t5(folder: Path, **generation: Any) -> Path:
 
 
 def build_flan_t5(folder: Path, **generation: Any) -> Path:
-    """T5 with a gated feed-forward and an output layer of its own."""
-    return _t5(folder, generation, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    """T5 with a gated feed-forward and an output layer of its own, which its config calls untied."""
+    path = _t5(folder, generation, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return path
 
 
 BUILDERS = {
@@ -125,7 +129,10 @@ def _t5(folder: Path, generation: dict[str, Any], **kind: Any) -> Path:
         **kind,
     )
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    return _save(folder, T5ForConditionalGeneration(config), {**tokens, **generation}, _unigram())
+    model = T5ForConditionalGeneration(config)
+    if not config.scale_decoder_outputs:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return _save(folder, model, {**tokens, **generation}, _unigram())
 
 
 def _bpe(*special: str) -> PreTrainedTokenizerFast:
@@ -161,9 +168,7 @@ def _unigram() -> PreTrainedTokenizerFast:
     )
 
 
-def _save(
-    folder: Path, model: PreTrainedModel, generation: dict[str, Any], tokenizer: PreTrainedTokenizerFast
-) -> Path:
+def _save(folder: Path, model: PreTrainedModel, generation: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Path:
     """Writes the model; its weights are wide enough that answers differ between prompts and end at many lengths."""
     torch.manual_seed(11)
     with torch.no_grad():

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from parley.client import Client, EventData, Reply, ReplyStream, Unreachable
+from parley.client import Client, Reply, ReplyStream, Unreachable
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.event_stream import EventData
 from tests.conftest import ROOT
 from tests.scripted import STREAM_HEAD, Say, answers, chunked, scripted, streams
 

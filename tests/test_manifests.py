@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: rendered as `kubectl apply -k` would, each checked strictly and against our own settings."""
+"""The Kubernetes manifests: rendered as by `kubectl apply -k`, each checked strictly and against our own settings."""
 
 import subprocess
 from functools import cache
@@ -8,9 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from tests.conftest import needs
-
+from parley.api.keys import load_keys
 from parley.settings import Settings
+from tests.conftest import needs
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = ["cpu", "gpu", "single-node"]
@@ -18,7 +18,7 @@ KUBERNETES = "1.36"
 STOP_SECONDS = 20
 """What the service needs to end after its drain."""
 
-# The part of monitoring.coreos.com/v1 that we use, closed against misspelt keys; Kubernetes' own schemas end at its own kinds.
+# The part of monitoring.coreos.com/v1 that we use, closed against misspelt keys: Kubernetes' schemas end at its own kinds.
 SERVICE_MONITOR = {
     "type": "object",
     "additionalProperties": False,
@@ -45,6 +45,15 @@ SERVICE_MONITOR = {
                             "port": {"type": "string"},
                             "path": {"type": "string"},
                             "interval": {"pattern": "^[0-9]+(ms|s|m|h)$"},
+                            "authorization": {
+                                "additionalProperties": False,
+                                "properties": {
+                                    "credentials": {
+                                        "additionalProperties": False,
+                                        "properties": {"name": {"type": "string"}, "key": {"type": "string"}},
+                                    }
+                                },
+                            },
                         },
                     },
                 },
@@ -126,7 +135,7 @@ def test_service_accepts_its_settings(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("name", ["parley", "parley-client"])
 def test_pods_get_no_settings_from_service_links(overlay: str, name: str) -> None:
-    """Fails when Kubernetes puts PARLEY_PORT and its like into the pods: the service refuses settings it does not know."""
+    """Fails when Kubernetes puts PARLEY_PORT and its like into the pods: unknown settings end the service's start."""
     assert pod(overlay, name)["enableServiceLinks"] is False
 
 
@@ -175,6 +184,17 @@ def test_selectors_find_their_pods(overlay: str) -> None:
         assert objects["Service", name]["spec"]["selector"].items() <= labels
         assert objects["PodDisruptionBudget", name]["spec"]["selector"]["matchLabels"].items() <= labels
         assert objects["NetworkPolicy", name]["spec"]["podSelector"]["matchLabels"].items() <= labels
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_keys_let_nobody_in_as_shipped(overlay: str, tmp_path: Path) -> None:
+    """Fails when the placeholder is no valid file of keys, or stands for a key that someone could have."""
+    secret = manifests(overlay)["Secret", "parley-keys"]["stringData"]
+    settings = manifests(overlay)["ConfigMap", "parley-settings"]["data"]
+    assert settings["PARLEY_KEYS_FILE"] == "/run/secrets/parley/keys.toml"
+    (tmp_path / "keys.toml").write_text(secret["keys.toml"])
+    keyring = load_keys(tmp_path / "keys.toml")
+    assert not keyring.open_to_all
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

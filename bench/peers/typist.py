@@ -16,11 +16,16 @@ from fastapi.responses import StreamingResponse
 app = FastAPI()
 
 
+SLOW, SLOW_SECONDS = "slow ", 0.05
+"""As the echo engine: a text that begins so is said at 20 words a second."""
+
+
 async def frames(text: str) -> AsyncIterator[str]:
     """One frame a word, and a turn of the event loop before each, as if it came from elsewhere."""
     words = text.split(" ")
+    pause = SLOW_SECONDS if text.startswith(SLOW) else 0.0
     for word in words:
-        await asyncio.sleep(0)
+        await asyncio.sleep(pause)
         chunk = {"id": "typist", "model": "typist", "choices": [{"index": 0, "delta": {"content": f"{word} "}}]}
         yield f"data: {json.dumps(chunk)}\n\n"
     usage = {"prompt_tokens": len(words), "completion_tokens": len(words), "total_tokens": 2 * len(words)}

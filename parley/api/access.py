@@ -20,6 +20,7 @@ UNDOCUMENTED = ("/docs", "/docs.json", "/schema.json", "/static_content/{file}")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Access:
@@ -57,13 +58,13 @@ class Access:
 
     def _head(self, scope: Scope) -> Head:
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given, traceparent = headers.get("x-request-id", ""), headers.get("traceparent", "")
         return Head(
             request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
             method=scope["method"] if scope["method"] in _METHODS else UNKNOWN,
             route=self._routes.name(scope["path"]),
             arrived=time.monotonic(),
-            traceparent=headers.get("traceparent"),
+            traceparent=traceparent if _TRACEPARENT.fullmatch(traceparent) else None,
         )
 
 

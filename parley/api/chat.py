@@ -21,7 +21,7 @@ from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import ContextPolicy
 from parley.engine.engine import Delta, Engine, Event, Failure, Finish, TokenLogprob
 from parley.engine.runner import ModelInfo, Sampling
-from parley.prompt import Prompt, PromptBuilder
+from parley.prompt import Builder, Prompt
 from parley.telemetry.record import current
 
 BRIEF_CHARS = 10_000
@@ -85,7 +85,7 @@ class Chat:
     def __init__(
         self,
         engine: Engine,
-        builder: Callable[[ModelInfo], PromptBuilder],
+        builder: Callable[[ModelInfo], Builder],
         admission: Admission,
         max_tokens: int,
         served: str,
@@ -94,7 +94,7 @@ class Chat:
         self.engine = engine
         self.served = served
         self._make_builder = builder
-        self._builder: PromptBuilder | None = None
+        self._builder: Builder | None = None
         self.admission = admission
         self._max_tokens = max_tokens
         self._longest = longest
@@ -113,7 +113,7 @@ class Chat:
         return self.engine.info
 
     @property
-    def builder(self) -> PromptBuilder:
+    def builder(self) -> Builder:
         """What makes prompts for the loaded model; raises what `info` raises."""
         if self._builder is None:
             self._builder = self._make_builder(self.info)
@@ -134,14 +134,14 @@ class Chat:
         with charged(terms.key, terms.answers) as spent:
             async with self._place(terms) as place:
                 prompt, bounded = await self._prepare(messages, sampling, terms.policy)
-                spent.append(len(prompt.ids))
                 async with self._opened(prompt, bounded, terms.answers) as answers:
                     try:
                         async with one_stream(answers) as events:
                             yield prompt, events
                     finally:
+                        spent.append(max(answer.prompt_tokens for answer in answers))
                         for answer in answers:
-                            answer.close(self.served, len(prompt.ids), place)
+                            answer.close(self.served, place)
                             spent.append(answer.tokens)
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, terms: Terms = PLAIN) -> Completion:
@@ -178,8 +178,9 @@ class Chat:
         async with AsyncExitStack() as stack:
             answers = []
             for index in range(count):
-                events = timed(self.engine.generate(prompt.ids, seeded(sampling, index)), index, ends, len(prompt.ids))
-                answers.append(Observed(await stack.enter_async_context(aclosing(events)), current()))
+                generated = self.engine.generate(prompt.content, seeded(sampling, index))
+                events = timed(generated, index, ends, len(prompt.ids))
+                answers.append(Observed(await stack.enter_async_context(aclosing(events)), current(), len(prompt.ids)))
             yield answers
 
     async def _prepare(

@@ -27,7 +27,7 @@ from parley.contract.openai import (
     Usage,
 )
 from parley.engine import engine
-from parley.engine.engine import Delta, Event, Failure, Finish
+from parley.engine.engine import Event, Failure, Finish
 from parley.engine.runner import Sampling
 from parley.prompt import Prompt
 
@@ -65,7 +65,8 @@ def router(created: int) -> APIRouter:
     async def model(model: str, request: Request) -> Model:
         """One model by its id."""
         chat = chat_of(request)
-        refuse_unknown_model(model, chat)
+        if model != chat.served:
+            raise unknown_model(chat)
         return describe(chat, created)
 
     return routes
@@ -181,22 +182,34 @@ async def sse(
 
 def combined(finishes: Sequence[Finish]) -> Finish:
     """The counts of several answers to one prompt, which counts once."""
+    if len(finishes) == 1:
+        return finishes[0]
     tokens = sum(finish.completion_tokens for finish in finishes)
-    return replace(finishes[0], completion_tokens=tokens, cached_tokens=max(finish.cached_tokens for finish in finishes))
+    cached = max(finish.cached_tokens for finish in finishes)
+    return replace(finishes[0], completion_tokens=tokens, cached_tokens=cached, usage=summed(finishes))
+
+
+def summed(finishes: Sequence[Finish]) -> dict[str, float]:
+    """What an upstream told beside its counts, for several answers together: amounts, such as the cost."""
+    amounts = [(name, value) for finish in finishes for name, value in finish.usage.items() if type(value) is float]
+    return {name: sum(value for other, value in amounts if other == name) for name, _ in amounts}
 
 
 def usage(finish: Finish, prompt: Prompt) -> Usage:
-    """Tokens as the engine counted them."""
-    return Usage(
-        prompt_tokens=finish.prompt_tokens,
-        completion_tokens=finish.completion_tokens,
-        total_tokens=finish.prompt_tokens + finish.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(
-            cached_tokens=finish.cached_tokens,
-            dropped_messages=prompt.dropped_messages,
-            dropped_tokens=prompt.dropped_tokens,
-        ),
-    )
+    """Tokens as the engine counted them, with what else an upstream told."""
+    details = {
+        **(finish.usage.get("prompt_tokens_details") or {}),
+        "cached_tokens": finish.cached_tokens,
+        "dropped_messages": prompt.dropped_messages,
+        "dropped_tokens": prompt.dropped_tokens,
+    }
+    counts = {
+        "prompt_tokens": finish.prompt_tokens,
+        "completion_tokens": finish.completion_tokens,
+        "total_tokens": finish.prompt_tokens + finish.completion_tokens,
+        "prompt_tokens_details": PromptTokensDetails.model_validate(details),
+    }
+    return Usage.model_validate({**finish.usage, **counts})
 
 
 def dropped(prompt: Prompt) -> dict[str, str]:
@@ -210,9 +223,14 @@ def dropped(prompt: Prompt) -> dict[str, str]:
 
 
 def refuse_unknown_model(model: str | None, chat: Chat) -> None:
-    """Refuses a model that is not served here."""
+    """Refuses a request for another model than the one that is served; a request may name none."""
     if model not in (None, "", chat.served):
-        raise ParleyError(ErrorCode.MODEL_NOT_FOUND, f"This model is not served here; {chat.served} is.", "model")
+        raise unknown_model(chat)
+
+
+def unknown_model(chat: Chat) -> ParleyError:
+    """What is told who asks for a model that is not served here."""
+    return ParleyError(ErrorCode.MODEL_NOT_FOUND, f"This model is not served here; {chat.served} is.", "model")
 
 
 def describe(chat: Chat, created: int) -> Model:

@@ -61,12 +61,13 @@ def from_validation(faults: Sequence[Any]) -> ParleyError:
         faults: `ValidationError.errors()`, or FastAPI's list of the same shape.
     """
     fault = faults[0]
-    param = field_path([part for part in fault["loc"] if part not in _SCAFFOLDING]) or _told_param(fault["msg"])
-    where = f"{param}: " if param and fault["loc"] else ""
+    path = field_path([part for part in fault["loc"] if part not in _SCAFFOLDING])
+    told = _told_param(fault["msg"])
+    param, where = path or told, f"{path}: " if path else "" if told else "body: "
     if fault["type"] in ("missing", "unknown_form"):
         return ParleyError(ErrorCode.MISSING_FIELD, f"{where}{_lowered(fault['msg'])}", param or None)
     if fault["type"] == "extra_forbidden":
-        return ParleyError(ErrorCode.UNSUPPORTED_PARAMETER, f"{where}this parameter is not supported here", param)
+        return ParleyError(ErrorCode.UNSUPPORTED_PARAMETER, f"{where}this parameter is not supported", param)
     return ParleyError(ErrorCode.INVALID_VALUE, f"{where}{_lowered(fault['msg'])}", param or None)
 
 
@@ -81,7 +82,7 @@ _LEADING_PARAM = re.compile(r"(?:Value error, )?([a-z_]+): ")
 
 
 def field_path(parts: Sequence[Any]) -> str:
-    """`["messages", 2, "role"]` as `messages[2].role`; a name that a client made up and that is no plain word is `?`."""
+    """`["messages", 2, "role"]` as `messages[2].role`; what a client made up and is no plain word is `?`."""
     path = ""
     for part in parts:
         name = part if _PLAIN_NAME.fullmatch(str(part)) else "?"

@@ -1,27 +1,29 @@
 """Gate: right behind `Access`, around every route of the service, BentoML's own included.
 
-It takes bodies in within limits of size and time and only as JSON, and sees to it that every error leaves in OpenAI's
-shape, whoever raised it.
+It asks for a key, takes bodies in within their limits, gives answers that were made before, and sees to it that every
+error leaves in OpenAI's shape, whoever raised it.
 """
 
-import asyncio
 import logging
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from parley.api.body import has_body, parse, replay, take_body
 from parley.api.errors import HEADER, ErrorResponse, from_status, validation_error
+from parley.api.idempotency import Asked, Recordings
+from parley.api.keys import Key, Keyring
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.limits import Limits
 from parley.engine.engine import Health, State
 from parley.telemetry.record import current
 
-BODY_SECONDS = 10.0
-"""Within this time a body must have arrived whole."""
+REDIRECTS = (301, 302, 303, 307, 308)
 
 logger = logging.getLogger("parley.api")
 
@@ -31,24 +33,41 @@ class Gate:
 
     Args:
         app: what lies behind.
-        max_body_bytes: longest body.
+        keyring: who may come in.
+        limits: how large a request may be.
+        recordings: answers to requests that may be sent again.
         health: how the engine is; answers `/readyz`.
         native: for each native route the contract of its body, checked here because BentoML's own refusal would print
             the user's text into the log.
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, health: Callable[[], Health], native: dict[str, type[BaseModel]]
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        limits: Limits,
+        recordings: Recordings,
+        health: Callable[[], Health],
+        native: dict[str, type[BaseModel]],
     ) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._keyring = keyring
+        self._limits = limits
+        self._recordings = recordings
         self._health = health
         self._native = native
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # No route speaks WebSocket: a plain 404 before the upgrade, and no way around the keys.
+            await ErrorResponse(from_status(404))(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         progress = current()
         answer = _Answer(send, progress.head.request_id)
         try:
@@ -61,45 +80,40 @@ class Gate:
             await answer.replace(scope, receive, ErrorResponse(from_status(500)))
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        if scope["path"] == "/readyz" and scope["method"] in ("GET", "HEAD"):
-            return await readyz(self._health())(scope, receive, answer.send)
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await self._take_body(scope, receive)
-            self._check(scope["path"], body)
-            receive = replay(body, receive)
-        await self._app(scope, receive, answer.send)
+        key = self._admit(scope)
+        path, method = scope["path"], scope["method"]
+        if path == "/readyz" and method in ("GET", "HEAD"):
+            await readyz(self._health())(scope, receive, answer.send)
+        elif method in ("POST", "PUT", "PATCH") and has_body(Headers(scope=scope)):
+            await self._with_body(scope, receive, answer, key)
+        elif method == "POST" and path in self._native:
+            raise ParleyError(ErrorCode.MISSING_FIELD, "The request needs a body.")
+        else:
+            await self._app(scope, receive, answer.send)
 
-    async def _take_body(self, scope: Scope, receive: Receive) -> bytes:
-        headers = Headers(scope=scope)
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise from_status(415)
-        if int_or_zero(headers.get("content-length", "")) > self._max_body_bytes:
-            raise self._too_large()
+    async def _with_body(self, scope: Scope, receive: Receive, answer: "_Answer", key: Key | None) -> None:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                return await self._read(receive)
-        except TimeoutError:
-            message = f"The request body did not arrive within {BODY_SECONDS:g} s."
-            raise ParleyError(ErrorCode.DEADLINE_EXCEEDED, message) from None
+            body = await take_body(scope, receive, self._limits.body_bytes)
+        except ParleyError:
+            answer.closes = True
+            raise
+        self._check(scope["path"], body)
+        if asked := Asked.by(key.name if key else "", scope, body):
+            await self._recordings.answer(asked, self._app, scope, receive, answer.send, body)
+        else:
+            await self._app(scope, replay(body, receive), answer.send)
 
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ParleyError(ErrorCode.CLIENT_CLOSED_REQUEST, "The client left.")
-            body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return bytes(body)
-
-    def _too_large(self) -> ParleyError:
-        return ParleyError(ErrorCode.BODY_TOO_LARGE, f"The body is longer than {self._max_body_bytes} bytes.")
+    def _admit(self, scope: Scope) -> Key | None:
+        """Whose request it is; routes find the key in the request's state."""
+        key = self._keyring.admit(scope, time.monotonic())
+        current().key = key.name if key else None
+        scope.setdefault("state", {})["key"] = key
+        return key
 
     def _check(self, path: str, body: bytes) -> None:
-        """Refuses what is not JSON, and what a native route's contract does not allow."""
+        """Refuses what is not JSON, what is too large, and what a native route's contract does not allow."""
         content = parse(body)
+        self._limits.check(content)
         if contract := self._native.get(path):
             try:
                 contract.model_validate(content)
@@ -113,6 +127,8 @@ class _Answer:
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
+        self.closes = False
+        """Whether the connection is closed after it: the rest of the request is not worth waiting for."""
         self._started = False
         self._foreign = False
 
@@ -122,12 +138,15 @@ class _Answer:
             return
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            if message["status"] >= 400 and HEADER not in headers:
+            # Redirects are Starlette's for a slash too many or too few, to a host that the client may have made up.
+            status = 404 if message["status"] in REDIRECTS else message["status"]
+            if status >= 400 and HEADER not in headers:
                 self._foreign = True
-                replacement = ErrorResponse(from_status(message["status"]))
+                replacement = ErrorResponse(from_status(status))
                 if allow := headers.get("allow"):
                     replacement.headers["allow"] = allow
-                return await replacement({"type": "http"}, _nothing, self._outward)
+                await replacement({"type": "http"}, _nothing, self._outward)
+                return
         await self._outward(message)
 
     async def replace(self, scope: Scope, receive: Receive, response: ErrorResponse) -> None:
@@ -138,37 +157,11 @@ class _Answer:
     async def _outward(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            if self.closes:
+                headers["connection"] = "close"
         await self._send(message)
-
-
-def parse(body: bytes) -> Any:
-    """A body as JSON, strictly: UTF-8, no NaN, no lone surrogates, no numbers beyond reason, no endless nesting.
-
-    Raises:
-        ParleyError: `INVALID_JSON`.
-    """
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise ParleyError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {_cause(error)}.") from None
-
-
-def _cause(error: Exception) -> str:
-    """The decoder's words where they hold no user text."""
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return str(error).removeprefix("JSON is malformed: ") if isinstance(error, msgspec.DecodeError) else "bad text"
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read already, then goes on with the connection."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return again
 
 
 def readyz(health: Health) -> JSONResponse:
@@ -178,12 +171,5 @@ def readyz(health: Health) -> JSONResponse:
     return JSONResponse(body, 200) if ready else JSONResponse(body, 503, {HEADER: health.state.value})
 
 
-def int_or_zero(text: str) -> int:
-    """A header's number; 0 when it is none."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
-
-
 async def _nothing() -> Message:
     return {"type": "http.disconnect"}
-
-

@@ -1,28 +1,37 @@
 """`POST /chat`, BentoML's native route: both published forms onto one `Chat`."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from starlette.requests import Request
+from starlette.responses import Response
 
-from parley.api.chat import Chat, unless_disconnected
+from parley.api.chat import Chat, Completion, unless_disconnected
+from parley.api.completions import dropped
+from parley.api.terms import terms_of
 from parley.contract.chat import AssistantMessage, ChatReply, ChatRequest, HistoryReply, HistoryRequest, TokenUsage
 from parley.engine.runner import Sampling
 
 
-async def reply_to(chat: Chat, body: ChatRequest, receive: Callable[[], Awaitable[Any]]) -> ChatReply:
+async def reply_to(chat: Chat, body: ChatRequest, request: Request) -> Response:
     """The reply in the form that the request came in.
 
     Args:
         chat: what answers.
         body: either form of the request.
-        receive: the request's ASGI `receive`, its body already read; a disconnect cancels the answer.
+        request: where it came with, its body already read; a disconnect cancels the answer.
 
     Raises:
         ParleyError: what refused the request or failed it.
     """
-    form = body.root
-    completion = await unless_disconnected(receive, chat.complete(form.messages(), Sampling()))
-    if not isinstance(form, HistoryRequest):
-        return ChatReply(completion.text)
-    prompt, answer = completion.finish.prompt_tokens, completion.finish.completion_tokens
-    usage = TokenUsage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
-    return ChatReply(HistoryReply(message=AssistantMessage(content=completion.text), token_usage=usage))
+    work = chat.complete(body.root.messages(), Sampling(), terms_of(request))
+    completion = await unless_disconnected(request.receive, work)
+    reply = in_form(body, completion)
+    return Response(reply.model_dump_json(), media_type="application/json", headers=dropped(completion.prompt))
+
+
+def in_form(body: ChatRequest, completion: Completion) -> ChatReply:
+    """The first answer as the form of the request has it."""
+    answer = completion.answers[0]
+    if not isinstance(body.root, HistoryRequest):
+        return ChatReply(answer.text)
+    prompt, generated = answer.finish.prompt_tokens, answer.finish.completion_tokens
+    usage = TokenUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+    return ChatReply(HistoryReply(message=AssistantMessage(content=answer.text), token_usage=usage))

@@ -18,11 +18,13 @@ class Observed:
     Args:
         events: from the engine.
         progress: the request that they answer.
+        prompt_tokens: as counted here; an upstream's own count comes with the answer's end.
     """
 
-    def __init__(self, events: AsyncIterator[Event], progress: Progress) -> None:
+    def __init__(self, events: AsyncIterator[Event], progress: Progress, prompt_tokens: int) -> None:
         self._events = events
         self._progress = progress
+        self.prompt_tokens = prompt_tokens
         self._first: float | None = None
         self._last: float | None = None
         self._tokens = 0
@@ -48,6 +50,7 @@ class Observed:
         else:
             self._count(event.completion_tokens - self._tokens)
             self._reason, self._cached = event.reason, event.cached_tokens
+            self.prompt_tokens = event.prompt_tokens
         return event
 
     @property
@@ -55,7 +58,7 @@ class Observed:
         """How many the answer has so far."""
         return self._tokens
 
-    def close(self, model: str, prompt_tokens: int, place: Place) -> None:
+    def close(self, model: str, place: Place) -> None:
         """Tells of the answer, once nobody reads it any more; of none, if the engine did not take it."""
         if self._refused:
             return
@@ -65,7 +68,7 @@ class Observed:
             started=place.started,
             first_token=self._first,
             last_token=self._last,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=self.prompt_tokens,
             cached_tokens=self._cached,
             completion_tokens=self._tokens,
             finish_reason=self._reason,

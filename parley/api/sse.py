@@ -32,7 +32,7 @@ class Chunks:
             f'"created":{created},"model":{json.dumps(model)},"choices":['
         )
         self._logprobs = logprobs
-        self._tail = f'],"usage":null}}\n\n' if include_usage else "]}\n\n"
+        self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
 
     def role(self, index: int) -> str:
         """The first chunk of one answer."""

@@ -32,7 +32,9 @@ class ConversationRequest(BaseModel):
     """Form 1. `past_user_inputs[i]` was answered by `generated_responses[i]`."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"user_input": "Who is Batman?", "past_user_inputs": [], "generated_responses": []}}
+        json_schema_extra={
+            "example": {"user_input": "Who is Batman?", "past_user_inputs": [], "generated_responses": []}
+        }
     )
 
     past_user_inputs: list[str] = Field(default_factory=list)
@@ -44,7 +46,7 @@ class ConversationRequest(BaseModel):
         asked, answered = len(self.past_user_inputs), len(self.generated_responses)
         if asked != answered:
             raise ValueError(
-                f"past_user_inputs has {asked} items and generated_responses has {answered}: "
+                f"generated_responses: past_user_inputs has {asked} items and generated_responses has {answered}: "
                 "they must have the same length, one response to each input"
             )
         return self
@@ -62,14 +64,16 @@ class ConversationRequest(BaseModel):
 class HistoryRequest(BaseModel):
     """Form 2. The history ends with the user turn that is to be answered."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"history": [{"role": "user", "content": "Who is Batman?"}]}})
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"history": [{"role": "user", "content": "Who is Batman?"}]}}
+    )
 
     history: list[Turn] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "HistoryRequest":
         if self.history[-1].role != "user":
-            raise ValueError("the last item of history must be a user turn: it is the one that is answered")
+            raise ValueError("history: its last item must be a user turn, the one that is answered")
         return self
 
     def messages(self) -> list[Message]:
@@ -93,7 +97,7 @@ class ChatRequest(
             Discriminator(
                 _form,
                 custom_error_type="unknown_form",
-                custom_error_message="the body needs either user_input (with past_user_inputs and generated_responses) or history",
+                custom_error_message="the body needs either user_input, with what was said before it, or history",
             ),
         ]
     ]

@@ -50,7 +50,9 @@ class Limits(BaseModel):
     def check(self, body: Any) -> None:
         """Raises `ParleyError` (`INVALID_VALUE`) for the first size beyond its limit."""
         if depth(body) > self.nesting:
-            raise ParleyError(ErrorCode.INVALID_VALUE, f"The body is nested too deeply; {self.nesting} levels are allowed.")
+            raise ParleyError(
+                ErrorCode.INVALID_VALUE, f"The body is nested too deeply; {self.nesting} levels are allowed."
+            )
         for param, found, what, limit in self._measures(body) if isinstance(body, dict) else ():
             if found > limit:
                 raise ParleyError(ErrorCode.INVALID_VALUE, f"{param}: at most {limit} {what} are allowed here", param)
@@ -119,5 +121,7 @@ def _children(node: Any) -> Any:
 def _length(content: Any) -> int:
     """Characters of a message's content, text or parts."""
     if isinstance(content, list):
-        return sum(len(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+        return sum(
+            len(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
     return len(content) if isinstance(content, str) else 0

@@ -141,17 +141,13 @@ class ChatCompletionRequest(_Strict):
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[StrictStr, Field(min_length=1)]
-        | list[Annotated[StrictStr, Field(min_length=1)]]
-        | None
-    ) = None
+    stop: Annotated[StrictStr, Field(min_length=1)] | list[Annotated[StrictStr, Field(min_length=1)]] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=2**31)] | None = None
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=-100, le=100)]] | None
-    ) = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=-100, le=100)]] | None = (
+        None
+    )
     response_format: ResponseFormat | None = None
     user: StrictStr | None = None
     metadata: dict[StrictStr, StrictStr] | None = None
@@ -178,13 +174,17 @@ class ChatCompletionRequest(_Strict):
 class PromptTokensDetails(BaseModel):
     """How the prompt was read. `dropped_*` tell what the context policy left out."""
 
+    model_config = ConfigDict(extra="allow")
+
     cached_tokens: int = 0
     dropped_messages: int = 0
     dropped_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """Counted tokens of one answer."""
+    """Counted tokens of one answer, with whatever else an upstream tells of them, its cost for one."""
+
+    model_config = ConfigDict(extra="allow")
 
     prompt_tokens: int
     completion_tokens: int

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
+from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode
 from parley.engine.runner import FinishReason, ModelInfo, Sampling
 
@@ -39,6 +40,8 @@ class Finish(Struct, frozen=True, array_like=True, tag=1):
     completion_tokens: int
     cached_tokens: int
     logprobs: list[TokenLogprob] = []
+    usage: dict[str, Any] = {}
+    """What an upstream says of its usage, its cost for one, in its own words; empty for engines of our own."""
 
 
 class Failure(Struct, frozen=True, array_like=True, tag=2):
@@ -50,6 +53,9 @@ class Failure(Struct, frozen=True, array_like=True, tag=2):
 
 
 Event = Delta | Finish | Failure
+
+Content = list[int] | tuple[Message, ...]
+"""What an engine reads: token ids, or the messages themselves where it has a tokenizer of its own."""
 
 
 class State(StrEnum):
@@ -88,17 +94,17 @@ class Engine(Protocol):
     async def settled(self) -> Health:
         """Waits until the first loading has ended, well or not."""
 
-    def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Event, None]:
+    def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
         """Streams one answer.
 
         Args:
-            prompt: token ids, from `parley.prompt`.
+            prompt: what the engine reads, from `parley.prompt`.
             sampling: how to choose tokens.
 
         Yields `Delta`s, then one `Finish` or `Failure`. Closing the generator early cancels the job.
 
         Raises:
-            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready.
+            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready; an upstream's error before its first byte.
         """
 
     async def drain(self, grace: float) -> int:

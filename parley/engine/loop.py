@@ -1,7 +1,8 @@
 """The engine process: a loop around `runner.step()`.
 
-Started by `EngineProcess` with one end of a socket pair. It ends when that socket does, so it never outlives the worker,
-and it ignores the signals that a terminal or a supervisor sends to the whole group: the worker decides when to stop.
+Started by `EngineProcess` with one end of a socket pair. It ends when that socket does, so it never outlives the
+worker, and it ignores the signals that a terminal or a supervisor sends to the whole group: the worker decides when to
+stop.
 """
 
 import os
@@ -14,12 +15,13 @@ import traceback
 
 import msgspec
 
+from parley.contract.errors import ErrorCode
 from parley.crash import report_without_messages
 from parley.engine.answer import Answer
-from parley.engine.engine import Delta, Event
+from parley.engine.engine import Delta, Event, Failure
 from parley.engine.launch import Launch, load_runner
 from parley.engine.model import ModelError
-from parley.engine.runner import CacheReporter, Runner
+from parley.engine.runner import CacheReporter, Job, Runner
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
 from parley.startup import end_with_parent
 
@@ -82,18 +84,26 @@ class Loop:
     def run(self) -> None:
         """Runs until the process ends."""
         while True:
-            for command in self._link.commands(wait=not self.busy):
-                self._apply(command)
-            events = self._step()
+            refused = [self._apply(command) for command in self._link.commands(wait=not self.busy)]
+            events = [event for event in refused if event] + self._step()
             if events:
                 self._link.send(Events(events))
 
-    def _apply(self, command: Command) -> None:
+    def _apply(self, command: Command) -> Event | None:
+        """Carries out a command; gives the failure of a job that the runner does not take."""
         if isinstance(command, Add):
-            self._answers[command.job.id] = Answer(command.job, self._runner.detokenizer())
-            self._runner.add(command.job)
-        elif self._answers.pop(command.id, None):
+            return self._add(command.job)
+        if self._answers.pop(command.id, None):
             self._runner.cancel(command.id)
+        return None
+
+    def _add(self, job: Job) -> Event | None:
+        try:
+            self._runner.add(job)
+        except (ValueError, RuntimeError) as error:  # what the libraries raise for a request that they do not take
+            return Failure(job.id, ErrorCode.ENGINE_ERROR, f"the engine refused the request ({type(error).__name__})")
+        self._answers[job.id] = Answer(job, self._runner.detokenizer())
+        return None
 
     def _step(self) -> list[Event]:
         events: list[Event] = []
@@ -122,7 +132,7 @@ def _load(link: Link, launch: Launch) -> Runner:
         return load_runner(launch)
     except ModelError as error:
         link.send(LoadFailed(str(error)))
-    except Exception as error:  # the boundary to foreign libraries, whose load errors have no common class
+    except Exception as error:  # noqa: BLE001 - the boundary to foreign libraries, whose errors have no common class
         traceback.print_exc()
         link.send(LoadFailed(f"{launch.name} could not be loaded: {type(error).__name__}: {_one_line(error)}"))
     raise SystemExit(1)

@@ -9,6 +9,7 @@ Rules that always hold:
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Delta, Event, Failure, Health, State
+from parley.engine.engine import Content, Delta, Event, Failure, Health, State
 from parley.engine.launch import Launch
 from parley.engine.runner import Job, ModelInfo, Sampling
 from parley.engine.stream import Stream
@@ -26,6 +27,7 @@ from parley.engine.watch import Limits, Watch
 from parley.engine.wire import Add, Beat, Cancel, Command, Events, Frames, LoadFailed, Ready, Report, frame
 
 LOOK_SECONDS = 0.5
+FAULTS_BEFORE_KILL = 2
 NUDGE_LOOKS = 20
 """Every ten seconds each stream gets a `Delta` without tokens, so that its reader can show that it lives."""
 FIRST_PAUSE = 0.25
@@ -65,8 +67,9 @@ class EngineProcess:
         await self._settled.wait()
         return self.health()
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Event, None]:
-        """Streams one answer; see `Engine.generate`."""
+    async def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
+        """Streams one answer; see `Engine.generate`. `prompt` holds token ids."""
+        assert isinstance(prompt, list)
         stream = self._open(prompt, sampling)
         try:
             while True:
@@ -184,16 +187,17 @@ class EngineProcess:
             self._enter(State.FAILED, report.message)
 
     async def _kill_when_hung(self, watch: Watch, process: subprocess.Popen[bytes]) -> None:
-        looks = 0
-        while not (fault := watch.fault(time.monotonic())):
+        """Looks at the watch until it finds a fault twice in a row: in between, beats that wait here are read."""
+        faults = 0
+        for look in itertools.count(1):
             await asyncio.sleep(LOOK_SECONDS)
-            looks += 1
-            if looks % NUDGE_LOOKS == 0:
+            if look % NUDGE_LOOKS == 0:
                 for stream in self._streams.values():
                     stream.nudge()
-        await asyncio.sleep(LOOK_SECONDS)  # beats that arrived while this process itself was held up are read first
-        if not watch.fault(time.monotonic()):
-            return await self._kill_when_hung(watch, process)
+            fault = watch.fault(time.monotonic())
+            faults = faults + 1 if fault else 0
+            if faults == FAULTS_BEFORE_KILL:
+                break
         print(f"parley: the engine process is killed: {fault}", file=sys.stderr, flush=True)
         if self._state is State.READY:
             self._enter(State.RESTARTING, fault)

@@ -37,8 +37,8 @@ class StopMatcher:
 
     def _partial(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        longest = min(self._longest - 1, len(self._held))
-        return next(
-            (size for size in range(longest, 0, -1) if any(stop.startswith(self._held[-size:]) for stop in self._stops)),
-            0,
-        )
+        sizes = range(min(self._longest - 1, len(self._held)), 0, -1)
+        return next((size for size in sizes if self._begins_stop(self._held[-size:])), 0)
+
+    def _begins_stop(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)

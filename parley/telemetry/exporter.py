@@ -1,5 +1,6 @@
 """The OpenTelemetry exporter: OTLP over HTTP, set by OpenTelemetry's own `OTEL_*` variables and nothing else."""
 
+import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
@@ -8,6 +9,9 @@ from parley.telemetry.record import Record
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 HTTP = "http/protobuf"
+
+LAST_SECONDS = 1.5
+"""How long a stop waits for a collector to take what is left."""
 
 
 class ExporterError(Exception):
@@ -30,30 +34,49 @@ def exporter_is_set(environ: Mapping[str, str]) -> bool:
     return True
 
 
-def otlp_sinks(environ: Mapping[str, str]) -> list[Callable[[Record], None]]:
-    """Sinks that export traces and metrics; none where no endpoint is set, and then nothing is imported either.
+class Exporter:
+    """Sends traces and metrics to a collector; the SDK reads headers, timeouts, sampler and intervals by itself.
 
-    The SDK reads the rest of its variables itself: headers, timeouts, the sampler, intervals.
+    Args:
+        service_name: `service.name` of all that is sent.
+    """
+
+    def __init__(self, service_name: str) -> None:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from parley.telemetry.traces import Durations, Spans
+
+        resource = Resource.create({"service.name": service_name})
+        self._tracer = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        self._meter = MeterProvider([reader], resource, shutdown_on_exit=False)
+        self._sinks: list[Callable[[Record], None]] = [Spans(self._tracer), Durations(self._meter)]
+
+    def __call__(self, record: Record) -> None:
+        """Takes one request in; it is sent from a thread of the SDK's."""
+        for sink in self._sinks:
+            sink(record)
+
+    def close(self) -> None:
+        """Sends what is left. A collector that does not answer cannot hold up a stop."""
+        last = [threading.Thread(target=end.shutdown, daemon=True) for end in (self._tracer, self._meter)]
+        for thread in last:
+            thread.start()
+        for thread in last:
+            thread.join(LAST_SECONDS)
+
+
+def create_exporter(environ: Mapping[str, str]) -> Exporter | None:
+    """The exporter that the environment sets; None, and nothing of it imported, where it sets none.
 
     Raises:
         ExporterError: as `exporter_is_set`.
     """
-    return _sinks(environ.get("OTEL_SERVICE_NAME", "parley")) if exporter_is_set(environ) else []
-
-
-def _sinks(service_name: str) -> list[Callable[[Record], None]]:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    from parley.telemetry.traces import Durations, Spans
-
-    resource = Resource.create({"service.name": service_name})
-    tracer = TracerProvider(resource=resource)
-    tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    meter = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource)
-    return [Spans(tracer), Durations(meter)]
+    return Exporter(environ.get("OTEL_SERVICE_NAME", "parley")) if exporter_is_set(environ) else None

@@ -71,9 +71,9 @@ class JsonLine(logging.Formatter):
 
 
 def log_access(record: Record) -> None:
-    """The access record of one request."""
+    """The access record of one request; `/metrics` counts probes, and nobody would read them here."""
     head = record.head
-    if head.route in PROBES and record.status < 400:
+    if head.route in PROBES:
         return
     fields = {
         "request_id": head.request_id,

@@ -31,6 +31,7 @@ TOKENS = tuple(mantissa * 10**exponent for exponent in range(6) for mantissa in 
 REJECTIONS = {
     ErrorCode.QUEUE_FULL: "max_num_queued_reqs",
     ErrorCode.RATE_LIMIT_EXCEEDED: "rate_limit",
+    ErrorCode.DEADLINE_EXCEEDED: "deadline",
     ErrorCode.DRAINING: "draining",
     ErrorCode.ENGINE_UNAVAILABLE: "engine_unavailable",
 }

@@ -1,11 +1,11 @@
 """Observer: takes each request's record and hands it to every sink."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, generate_latest
 
+from parley.telemetry.exporter import Exporter
 from parley.telemetry.http import Names, RequestMetrics
 from parley.telemetry.logs import log_access
 from parley.telemetry.metrics import EngineMetrics, Load
@@ -21,14 +21,15 @@ class Observer:
         model: the served model's name.
         names: the labels of BentoML's series.
         load: asked at each scrape.
-        exported: sinks beside the metrics and the access log.
+        exporter: where traces go, if they are wanted.
     """
 
-    def __init__(self, model: str, names: Names, load: Callable[[], Load], exported: Sequence[Sink] = ()) -> None:
+    def __init__(self, model: str, names: Names, load: Callable[[], Load], exporter: Exporter | None) -> None:
         self._registry = CollectorRegistry()
         self._requests = RequestMetrics(self._registry, names)
         self._answers = EngineMetrics(self._registry, model, load)
-        self._sinks: list[Sink] = [self._requests, self._answers, log_access, *exported]
+        self._exporter = exporter
+        self._sinks: list[Sink] = [self._requests, self._answers, log_access, *([exporter] if exporter else [])]
 
     def began(self, head: Head) -> Progress:
         """A request has arrived; the code that runs in this context works for it from here on."""
@@ -43,11 +44,14 @@ class Observer:
         for sink in self._sinks:
             sink(record)
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        """Everything in Prometheus' format, and that format's media type.
+    def metrics(self) -> bytes:
+        """Everything in Prometheus' text format 0.0.4.
 
-        Args:
-            accept: the `Accept` header of who asks.
+        Never OpenMetrics, for which Prometheus asks first: prometheus_client writes `vllm_` instead of `vllm:` there.
         """
-        encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Exports what is left; takes up to two seconds."""
+        if self._exporter:
+            self._exporter.close()

@@ -26,6 +26,10 @@ def pronoun_question(talk: Talk) -> Turn | None:
     if not facts:
         return None
     fact = talk.rng.choice(facts)
+    if fact.nouns and talk.rng.random() < 0.15:
+        noun = write(fact.nouns, talk.rng, {})
+        text = write(talk.rng.choice(talk.book.frames["fragments"]), talk.rng, {"noun": noun})
+        return _asked(talk, subject, fact, text)
     text = _plain(talk, fact, _pronouns(talk.book, subject))
     return _asked(talk, subject, fact, framed(text, talk))
 

@@ -1,7 +1,7 @@
 """Decoder-only models on a CPU: OpenVINO GenAI's continuous batching.
 
-Needs an export beside the model's weights, in `openvino/`; the embedded model ships with one, `parley convert` makes one.
-Neither torch nor transformers is imported.
+Needs an export beside the model's weights, in `openvino/`; the embedded model ships with one, `parley convert` makes
+one. Neither torch nor transformers is imported.
 """
 
 import json
@@ -72,9 +72,11 @@ class OpenVINORunner:
         self._handles[job.id] = self._pipeline.add_request(job.id, prompt, self._config(job))
 
     def cancel(self, job_id: int) -> None:
-        """Forgets a job; its blocks are free after the next step."""
+        """Forgets a job; its blocks are free after the next step, which comes now if nothing else calls for one."""
         if handle := self._handles.pop(job_id, None):
             handle.cancel()
+            if not self._handles:
+                self._pipeline.step()
 
     def step(self) -> list[Step]:
         """Decodes once for all active jobs."""

@@ -127,6 +127,7 @@ class Seq2SeqRunner:
         """Queues a job; it joins the batch in one of the next steps, or ends there with an error."""
         self._waiting.append(job)
 
+    @torch.inference_mode()
     def cancel(self, job_id: int) -> None:
         """Forgets a job and frees its rows at once."""
         self._waiting = deque(job for job in self._waiting if job.id != job_id)

@@ -108,7 +108,7 @@ def _number(text: str | None, divisor: int) -> float | None:
         value = float(text or "") / divisor
     except ValueError:
         return None
-    return value if value == value else None  # noqa: PLR0124 - NaN is no number of seconds
+    return value if value == value else None
 
 
 def _told(body: bytes) -> Told:

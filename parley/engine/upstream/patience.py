@@ -29,6 +29,7 @@ class Patience:
         """
         if tried >= self.tries:
             return None
-        if retry_after is None:
-            return min(self.first_pause * 2 ** (tried - 1), self.longest_pause) * (1 - jitter / 2)
-        return retry_after if retry_after <= self.longest_pause else None
+        if retry_after is not None:
+            return retry_after if retry_after <= self.longest_pause else None
+        doubled: float = self.first_pause * 2 ** (tried - 1)
+        return min(doubled, self.longest_pause) * (1 - jitter / 2)

@@ -120,7 +120,7 @@ class Reading:
         chunk = _decoder.decode(data)
         if chunk.error:
             raise from_event(chunk.error)
-        self._usage = chunk.usage or self._usage
+        self._usage = _plain(chunk.usage) or self._usage
         for choice in chunk.choices or ():
             self._reason = choice.finish_reason or self._reason
             if choice.delta and (text := choice.delta.content or choice.delta.refusal):
@@ -131,3 +131,16 @@ class Reading:
             return msgspec.convert(self._usage, _Counts)
         except msgspec.ValidationError as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, STRANGE) from error
+
+
+def _plain(usage: dict[str, Any] | None) -> dict[str, Any]:
+    """Counts, amounts, words, and one level of details: no usage object needs more, and nothing deeper is passed on."""
+    return {
+        name: {key: inner for key, inner in value.items() if _is_scalar(inner)} if isinstance(value, dict) else value
+        for name, value in (usage or {}).items()
+        if isinstance(value, dict) or _is_scalar(value)
+    }
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

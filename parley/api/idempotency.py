@@ -1,0 +1,160 @@
+"""`Idempotency-Key`: a request that is sent again gets the answer of the first time, without a second generation.
+
+An answer is made once, in a task of its own that goes on when its client is cut off, since a client that sends a key
+means to ask again. Everybody who asks with the same key and body, at once or later, follows its recording from the
+beginning. What has failed is made anew for the next who asks.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from parley.api.body import replay
+from parley.api.chat import unless_disconnected
+from parley.api.sse import DONE
+from parley.contract.errors import ErrorCode, ParleyError
+
+HEADER = "idempotency-key"
+REPLAYED = "idempotent-replayed"
+"""A header of responses that were not made for this request."""
+
+LONGEST_KEY = 255
+MOST_RECORDINGS = 1024
+MOST_BYTES = 64 * 1024 * 1024
+"""What is kept; beyond it the oldest recordings go before their time."""
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it is told from others: by its key, within the requests of one API key, and by what it asks."""
+
+    owner: str
+    key: str
+    digest: bytes
+
+    @classmethod
+    def by(cls, owner: str, scope: Scope, body: bytes) -> "Asked | None":
+        """None for a request that sends no `Idempotency-Key`.
+
+        Raises:
+            ParleyError: `INVALID_VALUE` for a key that is empty, too long, or no printable ASCII.
+        """
+        key = Headers(scope=scope).get(HEADER)
+        if key is None:
+            return None
+        if not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+            message = f"{HEADER}: 1 to {LONGEST_KEY} printable ASCII characters are expected"
+            raise ParleyError(ErrorCode.INVALID_VALUE, message, HEADER)
+        return cls(owner, key, hashlib.sha256(f"{scope['method']} {scope['path']}\n".encode() + body).digest())
+
+
+class Recording:
+    """One response while it is made, and after."""
+
+    def __init__(self, digest: bytes, began: float, response: Callable[[Send], Awaitable[None]]) -> None:
+        self.digest = digest
+        self.began = began
+        self.size = 0
+        self._messages: list[Message] = []
+        self._news = asyncio.Event()
+        self._task = asyncio.ensure_future(response(self._take))
+        self._task.add_done_callback(lambda _: self._tell())
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is still being made."""
+        return not self._task.done()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended as an error, or as a stream that broke off."""
+        if self.under_way:
+            return False
+        if not self._messages or self._messages[0]["status"] >= 400:
+            return True
+        bodies = [message["body"] for message in self._messages if message.get("body")]
+        streamed = Headers(raw=self._messages[0]["headers"]).get("content-type", "").startswith("text/event-stream")
+        return streamed and not bodies[-1].endswith(DONE.encode())
+
+    async def follow(self, send: Send, again: bool) -> None:
+        """Sends the response from its beginning; `again` marks it as one that was not made for this request.
+
+        Raises whatever the making of the response raised.
+        """
+        sent = 0
+        while True:
+            news, ended = self._news, not self.under_way
+            for message in self._messages[sent:]:
+                await send(_marked(message) if again and sent == 0 else message)
+                sent += 1
+            if ended:
+                return self._task.result()
+            await news.wait()
+
+    async def _take(self, message: Message) -> None:
+        self._messages.append(message)
+        self.size += len(message.get("body", b""))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wakes all who follow; each waits for an event that it took before it looked, so that none is missed."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Recordings:
+    """All recordings of a service.
+
+    Args:
+        window: seconds for which a response is kept.
+    """
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+        self._kept: dict[tuple[str, str], Recording] = {}
+
+    async def answer(self, asked: Asked, app: App, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        """Answers from a recording, which is made now if there is none.
+
+        Raises:
+            ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before.
+        """
+        now = asyncio.get_running_loop().time()
+        self._forget(now)
+        name = (asked.owner, asked.key)
+        recording = self._kept.get(name)
+        if recording is not None and recording.digest != asked.digest:
+            message = "This Idempotency-Key was used for another request; take a new key for a new request."
+            raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
+        again = recording is not None and not recording.failed
+        if recording is None or recording.failed:
+            recording = Recording(asked.digest, now, lambda take: app(scope, replay(body, _never), take))
+            self._kept[name] = recording
+        await unless_disconnected(receive, recording.follow(send, again))
+
+    def _forget(self, now: float) -> None:
+        """Drops what is too old, and the oldest of what is too much."""
+        size = sum(recording.size for recording in self._kept.values())
+        for name, recording in list(self._kept.items()):
+            too_much = size > MOST_BYTES or len(self._kept) > MOST_RECORDINGS
+            if not recording.under_way and (too_much or now - recording.began > self._window):
+                del self._kept[name]
+                size -= recording.size
+
+
+def _marked(start: Message) -> Message:
+    headers = MutableHeaders(raw=list(start["headers"]))
+    headers[REPLAYED] = "true"
+    return {**start, "headers": headers.raw}
+
+
+async def _never() -> Message:
+    """The connection of a response that does not end with any client's."""
+    await asyncio.Event().wait()
+    raise AssertionError

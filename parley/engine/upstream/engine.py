@@ -1,0 +1,229 @@
+"""UpstreamEngine: answers come from another server.
+
+Rules that always hold:
+1. What fails before the first byte of an answer is raised, so that our client gets a status; what fails after it is a
+   terminal event, and is not tried again.
+2. An answer that nobody reads any more is cancelled: its connection is closed, which tells the upstream.
+3. When the upstream cannot be reached, nothing is sent until it answers again.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from parley.contract.chat import Message
+from parley.contract.errors import ErrorCode, ParleyError
+from parley.engine.engine import Content, Delta, Event, Failure, Health, State
+from parley.engine.model import ModelError
+from parley.engine.runner import ModelInfo, Sampling
+from parley.engine.stream import Stream
+from parley.engine.upstream.fault import BROKEN, Fault, Unreachable
+from parley.engine.upstream.listing import choose, info_of
+from parley.engine.upstream.patience import Patience
+from parley.engine.upstream.reading import Reading
+from parley.engine.upstream.transport import Address, Body, Transport, translated
+
+NUDGE_SECONDS = 10.0
+"""After so long a silence, a `Delta` without tokens lets the reader show that it lives."""
+LINGER_SECONDS = 1.0
+"""How long the end of a whole answer's body is waited for, without which its connection cannot be used again."""
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 15.0
+
+
+class UpstreamEngine:
+    """An `Engine` in front of an OpenAI-compatible server.
+
+    Args:
+        address: where it is.
+        patience: its deadlines.
+    """
+
+    def __init__(self, address: Address, patience: Patience) -> None:
+        self._address = address
+        self._patience = patience
+        self._transport = Transport(address, patience)
+        self._state = State.LOADING
+        self._detail = "the upstream is being asked what it serves"
+        self._model = address.model or ""
+        self._limit_field = "max_tokens"
+        self._ids = 0
+        self._running = 0
+        self._restarts = 0
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._connecting: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self.info: ModelInfo | None = None
+
+    async def start(self) -> None:
+        """Begins asking the upstream what it serves."""
+        self._connecting = asyncio.create_task(self._connect(), name="upstream-connect")
+
+    async def settled(self) -> Health:
+        """Waits until the upstream has answered for the first time, well or not."""
+        await self._settled.wait()
+        return self.health()
+
+    def health(self) -> Health:
+        """How the engine is, now."""
+        return Health(self._state, self._detail, self._running, self._restarts)
+
+    async def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
+        """Streams one answer; see `Engine.generate`. `prompt` holds the messages.
+
+        Raises:
+            ParleyError: whatever keeps the first byte from coming.
+        """
+        assert isinstance(prompt, tuple)
+        if self._state is not State.READY:
+            code = ErrorCode.DRAINING if self._state is State.DRAINING else ErrorCode.ENGINE_UNAVAILABLE
+            raise ParleyError(code, f"Not ready: {self._detail}.", retry_after=1.0)
+        self._running += 1
+        try:
+            async with aclosing(self._answer(prompt, sampling)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._running -= 1
+
+    async def drain(self, grace: float) -> int:
+        """Takes nothing new, lets running answers finish for `grace` seconds, then ends them."""
+        if self._state is not State.FAILED:
+            self._enter(State.DRAINING, "the service is stopping")
+        deadline = time.monotonic() + grace
+        while self._running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        cut = self._running
+        for task in (self._connecting, *self._pumps):
+            if task:
+                task.cancel()
+        await self._transport.aclose()
+        return cut
+
+    def _enter(self, state: State, detail: str) -> None:
+        self._state, self._detail = state, detail
+        if state in (State.READY, State.FAILED):
+            self._settled.set()
+
+    async def _connect(self) -> None:
+        """Asks what the upstream serves until it tells."""
+        pause = FIRST_PAUSE
+        try:
+            while not await self._ask():
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except ModelError as error:
+            self._enter(State.FAILED, str(error))
+
+    async def _ask(self) -> bool:
+        try:
+            model = choose(await self._transport.models(), self._address.model)
+        except Fault as fault:
+            if not fault.passing:
+                raise ModelError(f"{self._address.url}: {fault.error.message} (PARLEY_UPSTREAM_API_KEY)") from fault
+            self._enter(self._state, f"{fault.error.message.rstrip('.')}; it is asked again")
+            return False
+        self._model, self.info = model.id, info_of(model)
+        self._enter(State.READY, "the upstream answers")
+        return True
+
+    def _lose(self) -> None:
+        """The upstream cannot be reached: nothing is sent to it until it can."""
+        if self._state is State.READY:
+            self._restarts += 1
+            self._enter(State.RESTARTING, "the upstream cannot be reached; it is asked again")
+            print("parley: the upstream cannot be reached", file=sys.stderr, flush=True)
+            self._connecting = asyncio.create_task(self._connect(), name="upstream-connect")
+
+    async def _answer(self, messages: tuple[Message, ...], sampling: Sampling) -> AsyncGenerator[Event, None]:
+        ends = asyncio.get_running_loop().time() + self._patience.total
+        body = await self._open(messages, sampling, ends)
+        self._ids += 1
+        stream = Stream(self._ids)
+        pump = asyncio.create_task(self._pump(body, stream, ends))
+        self._pumps.add(pump)
+        pump.add_done_callback(self._pumps.discard)
+        try:
+            while True:
+                event = await next_event(stream)
+                yield event
+                if not isinstance(event, Delta):
+                    return
+        finally:
+            if not stream.ended:
+                pump.cancel()
+
+    async def _open(self, messages: tuple[Message, ...], sampling: Sampling, ends: float) -> Body:
+        """Opens an answer; a model that wants the length limit under its newer name gets it so from then on."""
+        try:
+            return await self._transport.open(self._request(messages, sampling), ends)
+        except Unreachable:
+            self._lose()
+            raise
+        except ParleyError as error:
+            if error.code is not ErrorCode.UNSUPPORTED_PARAMETER or error.param != self._limit_field:
+                raise
+            self._limit_field = "max_completion_tokens"
+            return await self._transport.open(self._request(messages, sampling), ends)
+
+    def _request(self, messages: tuple[Message, ...], sampling: Sampling) -> bytes:
+        """The body of a streamed chat completion (openai-openapi, `CreateChatCompletionRequest`)."""
+        given = {
+            name: value for name in sampling.__struct_fields__ if (value := getattr(sampling, name)) not in (None, ())
+        }
+        if "max_tokens" in given:
+            given[self._limit_field] = given.pop("max_tokens")
+        return msgspec.json.encode(
+            {
+                "model": self._model,
+                "messages": [{"role": role, "content": content} for role, content in messages],
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                **given,
+            }
+        )
+
+    async def _pump(self, body: Body, stream: Stream, ends: float) -> None:
+        """Reads an answer to its end, which is always a terminal event."""
+        failure = ParleyError(ErrorCode.UPSTREAM_ERROR, BROKEN)
+        try:
+            with translated():
+                await self._read(body, stream, ends)
+        except Fault as fault:
+            failure = fault.error
+        except ParleyError as error:
+            failure = error
+        except asyncio.CancelledError:
+            failure = ParleyError(ErrorCode.DRAINING, "The service stopped before this answer was complete.")
+            raise
+        finally:
+            stream.push(Failure(stream.id, failure.code, failure.message))
+            await body.aclose()
+
+    async def _read(self, body: Body, stream: Stream, ends: float) -> None:
+        loop = asyncio.get_running_loop()
+        reading = Reading(stream.id, self._address.key)
+        async with asyncio.timeout_at(ends) as limit:
+            async for block in body:
+                if stream.ended:
+                    continue
+                stream.push(reading.take(block))
+                limit.reschedule(min(ends, loop.time() + self._patience.silence))
+                if reading.done:
+                    stream.push(reading.finish())
+                    limit.reschedule(loop.time() + LINGER_SECONDS)
+            if not stream.ended:
+                stream.push(reading.finish())
+
+
+async def next_event(stream: Stream) -> Event:
+    """The next event, or a `Delta` without tokens after a long silence."""
+    try:
+        async with asyncio.timeout(NUDGE_SECONDS):
+            return await stream.next()
+    except TimeoutError:
+        return Delta(stream.id, "", 0)

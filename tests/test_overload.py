@@ -1,0 +1,216 @@
+"""R8 and R9: more than can be served, and requests that are slow or huge, harm nobody else."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from parley.api.admission import Admission, Place
+from parley.contract.errors import ErrorCode, ParleyError
+from tests.conftest import Served, serve
+
+COMPLETIONS = "/v1/chat/completions"
+PLACES, QUEUE = 4, 8
+HEAD = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Served]:
+    """A service with few places."""
+    settings = {"PARLEY_MAX_BATCH": str(PLACES), "PARLEY_MAX_QUEUE": str(QUEUE), "PARLEY_LIMIT_BODY_BYTES": "65536"}
+    with serve({"PARLEY_ENGINE": "echo", **settings}) as served:
+        yield served
+
+
+def slow(words: int, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "slow " + "word " * words}], **more}
+
+
+def at_once(count: int, ask: Callable[[int], requests.Response]) -> list[tuple[requests.Response, float]]:
+    """Answers to requests that start together, and the seconds that each took."""
+    barrier = threading.Barrier(count)
+
+    def timed(index: int) -> tuple[requests.Response, float]:
+        barrier.wait()
+        began = time.monotonic()
+        return ask(index), time.monotonic() - began
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(timed, range(count)))
+
+
+def test_ten_times_too_many_are_served_or_refused_at_once(small: Served) -> None:
+    """Fails when overload ends in timeouts and 5xx, or refusals do not say when to come back (R8)."""
+    count = 10 * (PLACES + QUEUE)
+    answers = at_once(count, lambda _: requests.post(small.url + COMPLETIONS, json=slow(20), timeout=60))
+    statuses = Counter(answer.status_code for answer, _ in answers)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= PLACES + QUEUE
+    refused = [(answer, seconds) for answer, seconds in answers if answer.status_code == 429]
+    for answer, _ in refused:
+        assert answer.json()["error"]["code"] == "queue_full"
+        wait = int(answer.headers["retry-after-ms"])
+        assert 0 < wait <= 1000 * int(answer.headers["retry-after"]) < wait + 1000
+    assert len({answer.headers["retry-after-ms"] for answer, _ in refused}) > len(refused) / 4, "no jitter"
+    seconds = sorted(seconds for _, seconds in refused)
+    print(f"\nR8: {dict(statuses)}, refusals p99 {seconds[int(0.99 * len(seconds))] * 1000:.0f} ms, 120 threads here")
+    assert requests.get(f"{small.url}/readyz", timeout=5).json()["running"] == 0
+
+
+def test_those_who_wait_are_served_in_turn(small: Served) -> None:
+    """Fails when the queue starves somebody, or more run than there are places."""
+    running: list[int] = []
+    with ThreadPoolExecutor(PLACES + QUEUE) as pool:
+        asked = [
+            pool.submit(requests.post, small.url + COMPLETIONS, json=slow(10), timeout=60)
+            for _ in range(PLACES + QUEUE)
+        ]
+        while not all(future.done() for future in asked):
+            running.append(requests.get(f"{small.url}/readyz", timeout=5).json()["running"])
+    assert [future.result().status_code for future in asked] == [200] * (PLACES + QUEUE)
+    assert max(running) == PLACES
+
+
+def test_several_answers_to_one_request_take_several_places(small: Served) -> None:
+    """Fails when `n` is a way around the queue's bound."""
+    answers = at_once(8, lambda _: requests.post(small.url + COMPLETIONS, json=slow(20, n=4), timeout=60))
+    assert Counter(answer.status_code for answer, _ in answers) == {200: 3, 429: 5}  # one runs, two wait
+    assert requests.post(small.url + COMPLETIONS, json=slow(1, n=8), timeout=60).status_code == 200
+
+
+def test_who_cannot_be_served_in_time_is_not_begun(small: Served) -> None:
+    """Fails when work is begun for a client that has gone, and those who still wait are made to wait longer."""
+    at_once(PLACES, lambda _: requests.post(small.url + COMPLETIONS, json=slow(20), timeout=60))  # measures the rate
+    with ThreadPoolExecutor(PLACES) as pool:
+        full = [pool.submit(requests.post, small.url + COMPLETIONS, json=slow(60), timeout=60) for _ in range(PLACES)]
+        while requests.get(f"{small.url}/readyz", timeout=5).json()["running"] < PLACES:
+            time.sleep(0.02)
+        impatient = {"X-Request-Timeout": "0.05"}
+        refused = requests.post(small.url + COMPLETIONS, json=slow(1), headers=impatient, timeout=20)
+        dropped = requests.post(small.url + COMPLETIONS, json=slow(1), headers={"X-Request-Timeout": "0.8"}, timeout=20)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert dropped.status_code in (429, 504)
+    assert [future.result().status_code for future in full] == [200] * PLACES
+
+
+def half_sent(served: Served, length: int = 100) -> socket.socket:
+    """A connection whose request lacks the end of its body."""
+    host, port = urlsplit(served.url).netloc.split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f'{HEAD}Content-Length: {length}\r\n\r\n{{"user_input'.encode())
+    return connection
+
+
+def test_half_sent_bodies_shut_nobody_out_and_are_dropped(small: Served) -> None:
+    """Fails when a place is taken before the body has arrived, or a stalled connection is held for ever (R9)."""
+    stalled = [half_sent(small) for _ in range(300)]
+    answers = [requests.post(f"{small.url}/chat", json={"user_input": "hi"}, timeout=10).json() for _ in range(50)]
+    assert answers == ["hi"] * 50
+    print("\nR9: 300 half-sent bodies, 50 of 50 normal requests answered")
+    for connection in stalled:
+        connection.settimeout(30)
+        told = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))
+        assert told.startswith(b"HTTP/1.1 504 ")
+        assert b"deadline_exceeded" in told
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/chat", COMPLETIONS, "/nowhere"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [65_537, 3_000_000])
+def test_a_body_beyond_the_limit_is_a_413(small: Served, path: str, chunked: bool, size: int) -> None:
+    """Fails when a chunked body gets around the limit, or the client is cut off before it can read why (R9)."""
+    body = json.dumps({"user_input": "x" * (size - 18)}).encode()
+    pieces = (body[start : start + 50_000] for start in range(0, size, 50_000))
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(small.url + path, data=pieces if chunked else body, headers=headers, timeout=20)
+    assert len(body) == size
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_client_that_asks_first_is_refused_before_it_sends(small: Served) -> None:
+    """Fails when `Expect: 100-continue` makes a client upload what is refused anyway (R9)."""
+    host, port = urlsplit(small.url).netloc.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection.putrequest("POST", "/chat")
+    for name, value in {
+        "Content-Type": "application/json",
+        "Content-Length": "9" * 12,
+        "Expect": "100-continue",
+    }.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+class Door:
+    """An `Admission` under test, and the places that it started."""
+
+    def __init__(self, places: int, queue: int) -> None:
+        self.admission = Admission(places, queue)
+        self.started: list[str] = []
+
+    def enter(self, name: str, answers: int = 1, patience: float | None = None, now: float = 0.0) -> Place:
+        return self.admission.enter(answers, patience, now, 0.5, lambda: self.started.append(name))
+
+
+def test_admission_starts_the_first_who_fits_and_nobody_past_them() -> None:
+    """Fails when a large request is overtaken for ever, or a place stays empty while somebody waits."""
+    door = Door(4, 8)
+    first, _ = door.enter("a", 2), door.enter("b", 1)
+    door.enter("c", 3)
+    last = door.enter("d", 1)
+    assert door.started == ["a", "b"]
+    door.admission.leave(first, 1.0)
+    assert door.started == ["a", "b", "c"]
+    assert (door.admission.running, door.admission.waiting) == (4, 1)
+    door.admission.leave(last, 1.0)
+    assert (door.admission.running, door.admission.waiting) == (4, 0)
+
+
+def test_admission_refusals_change_nothing_and_say_when_to_return() -> None:
+    """Fails when the time told has nothing to do with the queue."""
+    door = Door(2, 2)
+    places = [door.enter(name) for name in "abcd"]
+    for _ in range(3):
+        with pytest.raises(ParleyError) as caught:
+            door.enter("e")
+        assert caught.value.code is ErrorCode.QUEUE_FULL
+        assert caught.value.retry_after == 1.5  # three answers at a second each, two at a time
+    door.admission.leave(places[0], 10.0)  # answers take ten seconds here
+    door.enter("e")
+    with pytest.raises(ParleyError) as caught:
+        door.enter("f")
+    assert caught.value.retry_after == 15.0
+
+
+def test_admission_refuses_who_will_not_wait_that_long() -> None:
+    """Fails when a client waits in a queue that it cannot outlast."""
+    door = Door(1, 8)
+    door.admission.leave(door.enter("a"), 10.0)
+    door.enter("b")
+    with pytest.raises(ParleyError) as caught:
+        door.enter("c", patience=5.0)
+    assert caught.value.code is ErrorCode.QUEUE_FULL
+    door.enter("d", patience=15.0)
+
+
+def test_admission_lets_one_large_request_in_alone() -> None:
+    """Fails when a request for more answers than there are places waits for ever."""
+    door = Door(2, 8)
+    place = door.enter("a", 8)
+    assert door.started == ["a"]
+    door.enter("b")
+    assert door.started == ["a"]
+    door.admission.leave(place, 1.0)
+    assert door.started == ["a", "b"]

@@ -1,0 +1,154 @@
+"""R17: a wrong setting stops the start, with one line that names it and its value."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from parley.api.exposure import exposure_fault, is_private, listening_address
+from parley.api.keys import load_keys
+from parley.contract.limits import Limits
+from parley.settings import Settings, SettingsError
+from tests.conftest import POCKET, serve
+
+HASH = hashlib.sha256(b"key").hexdigest()
+
+BAD = [
+    ("PARLEY_ENGINE", "onnx"),
+    ("PARLEY_DEVICE", "gpu"),
+    ("PARLEY_DEVICE", "cuda:x"),
+    ("PARLEY_DTYPE", "fp32"),
+    ("PARLEY_THREADS", "0"),
+    ("PARLEY_THREADS", "two"),
+    ("PARLEY_MAX_BATCH", "-1"),
+    ("PARLEY_MAX_BATCH", ""),
+    ("PARLEY_MAX_QUEUE", "1e9"),
+    ("PARLEY_MODEL", ""),
+    ("PARLEY_CONTEXT_POLICY", "forget"),
+    ("PARLEY_MAX_TOKENS", "0"),
+    ("PARLEY_LOAD_TIMEOUT", "0"),
+    ("PARLEY_STEP_TIMEOUT", "soon"),
+    ("PARLEY_DRAIN_GRACE", "-1"),
+    ("PARLEY_ANSWER_TIMEOUT", "nan"),
+    ("PARLEY_IDEMPOTENCY_WINDOW", "0"),
+    ("PARLEY_ALLOW_ANONYMOUS", "perhaps"),
+    ("PARLEY_CORS_ORIGINS", "chat.example.com"),
+    ("PARLEY_CORS_ORIGINS", "https://a.example/path"),
+    ("PARLEY_LIMIT_BODY_BYTES", "10"),
+    ("PARLEY_LIMIT_N", "0"),
+    ("PARLEY_LIMIT_NESTING", "100000"),
+    ("PARLEY_LIMIT_STOP", "-1"),
+    ("PARLEY_LIMIT_SCHEMA_DEPTH", "deep"),
+]
+
+MISNAMED = [
+    ("PARLEY_MAX_BACTH", "PARLEY_MAX_BATCH"),
+    ("PARLEY_LIMIT_MESAGES", "PARLEY_LIMIT_MESSAGES"),
+    ("PARLEY_LIMITS", "PARLEY_LIMIT_N"),
+    ("PARLEY_KEY_FILE", "PARLEY_KEYS_FILE"),
+    ("PARLEY_max_batch", "PARLEY_MAX_BATCH"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_named(name: str, value: str) -> None:
+    """Fails when a bad value is replaced by a default, or told without its name (R17)."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({name: value})
+    assert str(caught.value).startswith(f"{name}={value}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "meant"), MISNAMED)
+def test_a_misspelt_name_is_told(name: str, meant: str) -> None:
+    """Fails when a setting with a typing error does nothing, and nobody is told (R17)."""
+    with pytest.raises(SettingsError, match="is not a setting") as caught:
+        Settings.from_env({name: "1"})
+    assert name in str(caught.value)
+    assert name == "PARLEY_max_batch" or meant[:12] in str(caught.value)
+
+
+def test_every_setting_and_limit_is_read() -> None:
+    """Fails when a variable has no field, or a limit's default replaces what was set."""
+    settings = Settings.from_env(
+        {"PARLEY_LIMIT_N": "3", "PARLEY_MAX_BATCH": "7", "PARLEY_CORS_ORIGINS": "https://a, http://b:1", "PATH": "/bin"}
+    )
+    assert (settings.limits.n, settings.max_batch) == (3, 7)
+    assert settings.cors_origins == ("https://a", "http://b:1")
+    assert settings.limits.stop == Limits().stop
+    assert Settings.from_env({"PARLEY_UI_PRICE_INPUT": "1", "PARLEY_URL": "http://x"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "keys: Field required"),
+        ("keys = []", "keys: List should have at least 1 item"),
+        ("not toml", "not TOML"),
+        ("\x00", "not TOML"),
+        ('[[keys]]\nname = "a"', "keys[0].sha256: Field required"),
+        ('[[keys]]\nname = "a"\nsha256 = "short"', "keys[0].sha256: String should match"),
+        (f'[[keys]]\nname = "a b"\nsha256 = "{HASH}"', "keys[0].name: String should match"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrequests = 1', "keys[0].requests: Extra inputs"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\ntokens_per_minute = 0', "keys[0].tokens_per_minute"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "b"\nsha256 = "{HASH}"', "the same sha256"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"', "the same name"),
+    ],
+)
+def test_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fault: str) -> None:
+    """Fails when a service with a broken key file starts without keys, or a hash gets into the log (R17)."""
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_keys(path)
+    assert str(caught.value).startswith(f"PARLEY_KEYS_FILE={path}: {fault}") or fault in str(caught.value)
+    assert HASH not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
+    + [("10.0.0.1", False), ("192.168.1.1", False), ("an unknown address", False), ("", False)],
+)
+def test_only_loopback_is_private(address: str, private: bool) -> None:
+    """Fails when a service on a network takes itself for one on a desk (R13)."""
+    assert is_private(address) == private
+    assert bool(exposure_fault(address, open_to_all=True, allowed=False)) != private
+    assert exposure_fault(address, open_to_all=False, allowed=False) == ""
+
+
+def test_a_process_without_a_listener_is_not_taken_for_private() -> None:
+    """Fails when another way to start the service skips the question (R13)."""
+    assert not is_private(listening_address(["worker", "--fd"]))
+    assert not is_private(listening_address([]))
+
+
+def broken_model(tmp_path: Path) -> str:
+    """A model folder whose weights are cut short."""
+    folder = tmp_path / "cut"
+    shutil.copytree(POCKET, folder, ignore=shutil.ignore_patterns("openvino*"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARLEY_KEYS_FILE", "/nonexistent/keys.toml"),
+        ("PARLEY_LIMIT_N", "many"),
+        ("PARLEY_CORS_ORIGINS", "example.com"),
+        ("PARLEY_ENGINE", "seq2seq"),
+        ("PARLEY_MODEL", "broken_model"),
+    ],
+)
+def test_a_real_start_ends_with_one_line(name: str, value: str, tmp_path: Path) -> None:
+    """Fails when a wrong setting gives a traceback, or a service that BentoML starts over and over (R17)."""
+    value = broken_model(tmp_path) if value == "broken_model" else value
+    with serve({name: value, "PARLEY_CACHE": str(tmp_path)}, ready=False) as served:
+        assert served.process.wait(30) == 1
+        (line,) = [line for line in served.log().splitlines() if line.startswith("parley: ")]
+    assert value.rsplit("/", 1)[-1] in line
+    assert "Traceback" not in line

@@ -1,0 +1,137 @@
+"""OpenTelemetry: spans and gen_ai metrics, sent to a collector that the test runs itself."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import requests
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from parley.telemetry.exporter import ExporterError, create_exporter, exporter_is_set
+from tests.conftest import free_port, serve
+from tests.scrape import scrape, total
+
+SECRET = "zanzibar-7431"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+
+
+@dataclass
+class Collector:
+    """What was exported to `endpoint` so far."""
+
+    endpoint: str
+    bodies: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for path, body in self.bodies
+            if path == "/v1/traces"
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """The newest state of each metric."""
+        return {
+            metric.name: metric
+            for path, body in self.bodies
+            if path == "/v1/metrics"
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    collector = Collector(f"http://127.0.0.1:{free_port()}")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            collector.bodies.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", int(collector.endpoint.rsplit(":", 1)[1])), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield collector
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def plain(attributes: Any) -> dict[str, Any]:
+    """OTLP's attributes as a dict; lists are left out."""
+    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in attributes}
+
+
+def test_a_request_is_a_span_with_its_phases_and_no_text() -> None:
+    """Fails when traces miss what the conventions promise, do not join the client's trace, or hold a prompt (R7)."""
+    with collecting() as collector:
+        exporter = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "300"}
+        with serve({"PARLEY_ENGINE": "echo", **exporter}) as served:
+            requests.post(
+                f"{served.url}/v1/chat/completions",
+                json={"messages": [{"role": "user", "content": f"slow {SECRET} two three"}]},
+                headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "traced"},
+                timeout=30,
+            ).raise_for_status()
+            requests.get(f"{served.url}/nowhere/{SECRET}", timeout=10)
+            time.sleep(0.5)
+    spans = {span.name: span for span in collector.spans()}
+    assert spans.keys() == {"POST /v1/chat/completions", "queue", "prefill", "decode", "GET unknown"}
+    root = spans["POST /v1/chat/completions"]
+    assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, PARENT)
+    assert {spans[phase].parent_span_id for phase in ("queue", "prefill", "decode")} == {root.span_id}
+    decode = spans["decode"]
+    assert 0.1e9 < decode.end_time_unix_nano - decode.start_time_unix_nano < 5e9
+    assert abs(root.end_time_unix_nano / 1e9 - time.time()) < 60
+    attributes = plain(root.attributes)
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.request.model"] == attributes["gen_ai.response.model"] == "echo"
+    assert attributes["gen_ai.usage.input_tokens"] == attributes["gen_ai.usage.output_tokens"] == 28
+    assert attributes["parley.request_id"] == "traced"
+    assert plain(spans["GET unknown"].attributes)["error.type"] == "not_found"
+    names = ("request.duration", "time_to_first_token", "time_per_output_token")
+    exported = collector.metrics()
+    for name in names:
+        (point,) = exported[f"gen_ai.server.{name}"].histogram.data_points
+        assert point.count == 1
+        assert plain(point.attributes)["gen_ai.operation.name"] == "chat"
+    assert not [body for _, body in collector.bodies if SECRET.encode() in body]
+
+
+def test_nothing_is_exported_unless_it_is_asked_for() -> None:
+    """Fails when a service that nobody told to export does it."""
+    assert not exporter_is_set({"OTEL_SERVICE_NAME": "chat"})
+    assert create_exporter({}) is None
+
+
+def test_a_protocol_that_cannot_be_had_is_told_in_one_line() -> None:
+    """Fails when traces are silently lost because the exporter speaks another protocol than the collector."""
+    with pytest.raises(ExporterError, match="OTEL_EXPORTER_OTLP_PROTOCOL=grpc: only http/protobuf"):
+        exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+def test_a_collector_that_is_gone_harms_nobody() -> None:
+    """Fails when answers wait for, or fail with, an exporter that cannot deliver."""
+    exporter = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with serve({"PARLEY_ENGINE": "echo", **exporter}) as served:
+        for _ in range(20):
+            requests.post(f"{served.url}/chat", json={"user_input": SECRET}, timeout=5).raise_for_status()
+        time.sleep(0.5)
+        assert total(scrape(served), "vllm:request_success_total", finished_reason="stop") == 20
+        assert SECRET not in served.log()
