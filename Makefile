@@ -39,7 +39,7 @@ lock: .venv/bin/uv
 	$(COMPILE) pyproject.toml $(RUN_EXTRAS) -o requirements.lock
 	$(COMPILE) pyproject.toml --all-extras -c requirements.lock -o requirements-dev.lock
 	echo uv | $(COMPILE) - -o requirements-tools.lock
-	printf '%s\n' $(EXPORT) | $(COMPILE) --no-emit-package torchvision - -o parley/engine/export-requirements.lock
+	printf '%s\n' $(EXPORT) | $(COMPILE) --no-emit-package torchvision - -o parley/engine/export/requirements.lock
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parley needs Python 3.11 or newer")'

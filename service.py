@@ -9,27 +9,27 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 # Metrics are kept in memory: BentoML's folder of metric files is shared by, and emptied at the start of, every service.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
-import bentoml  # noqa: E402 - bentoml and prometheus_client read these variables when they are imported
+import bentoml
 
-from parley.api.access import Access  # noqa: E402
-from parley.api.app import create_app  # noqa: E402
-from parley.api.cors import Cors  # noqa: E402
-from parley.api.drain import drain_on_signals  # noqa: E402
-from parley.api.errors import ErrorResponse  # noqa: E402
-from parley.api.exposure import exposure_fault, listening_address  # noqa: E402
-from parley.api.gate import Gate  # noqa: E402
-from parley.api.idempotency import Recordings  # noqa: E402
-from parley.api.keys import load_keys  # noqa: E402
-from parley.api.native import reply_to  # noqa: E402
-from parley.contract.chat import ChatReply, ChatRequest  # noqa: E402
-from parley.contract.errors import ParleyError  # noqa: E402
-from parley.engine.model import ModelError  # noqa: E402
-from parley.serving import create_chat, create_observer, prepare  # noqa: E402
-from parley.settings import Settings, SettingsError  # noqa: E402
-from parley.startup import end_with_parent, fail, listen_for_failure, tell_failure  # noqa: E402
-from parley.telemetry.exporter import ExporterError, exporter_is_set  # noqa: E402
-from parley.telemetry.http import Names  # noqa: E402
-from parley.telemetry.logs import configure_logging, report_loop_errors  # noqa: E402
+from parley.api.access import Access
+from parley.api.app import create_app
+from parley.api.cors import Cors
+from parley.api.drain import drain_on_signals
+from parley.api.errors import ErrorResponse
+from parley.api.exposure import exposure_fault, listening_address
+from parley.api.gate import Gate
+from parley.api.idempotency import Recordings
+from parley.api.keys import load_keys
+from parley.api.native import reply_to
+from parley.contract.chat import ChatReply, ChatRequest
+from parley.contract.errors import ParleyError
+from parley.engine.model import ModelError
+from parley.serving import create_chat, create_observer, prepare
+from parley.settings import Settings, SettingsError
+from parley.startup import end_with_parent, fail, listen_for_failure, tell_failure
+from parley.telemetry.exporter import ExporterError, exporter_is_set
+from parley.telemetry.http import Names
+from parley.telemetry.logs import configure_logging, report_loop_errors
 
 try:
     settings = Settings.from_env(os.environ)
@@ -117,6 +117,6 @@ service.add_asgi_middleware(
     keyring=keyring,
     limits=settings.limits,
     recordings=Recordings(settings.idempotency_window),
-    health=lambda: app.state.chat.engine.health(),
+    health=lambda: app.state.chat.engine.health(),  # noqa: PLW0108 - there is no chat before a worker has made it
     native={"/chat": ChatRequest},
 )

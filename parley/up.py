@@ -98,7 +98,7 @@ def refuse_taken_port(program: Program) -> None:
 def wait_until_ready(programs: list[Program]) -> None:
     """Returns when all answer; raises `NotStarted` when one ends or the time is up."""
     deadline = time.monotonic() + READY_SECONDS
-    while not all([program.is_ready() for program in programs]):
+    while False in [program.is_ready() for program in programs]:
         if time.monotonic() > deadline:
             raise NotStarted(f"not ready within {READY_SECONDS:g} s")
         time.sleep(0.2)

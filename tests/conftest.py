@@ -92,7 +92,9 @@ def command_line(pid: int) -> bytes:
 
 
 @contextmanager
-def serve(env: Mapping[str, str], ready: bool = True, cwd: Path = ROOT, target: str = "service:Parley") -> Iterator[Served]:
+def serve(
+    env: Mapping[str, str], ready: bool = True, cwd: Path = ROOT, target: str = "service:Parley"
+) -> Iterator[Served]:
     """A service with these settings; stopped, with all its processes, when the context ends."""
     port = free_port()
     log_path = Path(tempfile.mkstemp(prefix="parley-", suffix=".log")[1])

@@ -54,7 +54,8 @@ ODD_VALUES: list[Any] = [
 ]  # fmt: skip
 FIELDS = [
     "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "top_k", "n", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
+    "top_k", "n", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias",
+    "logprobs",
     "top_logprobs", "response_format", "user", "metadata", "store", "context_policy", "tools", "tool_choice",
     "parallel_tool_calls", "functions", "modalities", "chat_template", "user_input", "past_user_inputs",
     "generated_responses", "history", "prompt", "\u0000", "__proto__",

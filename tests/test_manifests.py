@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
 from parley.api.keys import load_keys
 from parley.settings import Settings
 from tests.conftest import needs

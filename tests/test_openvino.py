@@ -15,7 +15,10 @@ from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
 
-NAMES = "Batman Superman Magneto Hulk Storm Asterix Tintin Akira Watchmen Maus Krypton Joker Thor Snoopy Spawn".split()
+NAMES = [
+    "Batman", "Superman", "Magneto", "Hulk", "Storm", "Asterix", "Tintin", "Akira", "Watchmen", "Maus", "Krypton",
+    "Joker", "Thor", "Snoopy", "Spawn",
+]  # fmt: skip
 ASKED = [
     "Who is {}?", "who created {}", "Tell me about {}.", "when did {} first appear", "{} publisher?", "is {} a hero",
     "What powers does {} have?", "where does {} live", "Who is the enemy of {}?", "do you like {}", "{}", "why {}?",
@@ -76,7 +79,8 @@ def test_a_seed_affects_only_its_own_request(runner: OpenVINORunner, prompts: li
     hot = Sampling(max_tokens=24, temperature=1.5, seed=7)
     alone = run(runner, [Job(1000, prompts[0], hot)])[1000]
     company = [
-        Job(2000 + index, prompts[index % 50], Sampling(max_tokens=24, temperature=1.5, seed=index)) for index in range(20)
+        Job(2000 + index, prompts[index % 50], Sampling(max_tokens=24, temperature=1.5, seed=index))
+        for index in range(20)
     ]
     together = run(runner, [Job(1001, prompts[0], hot), *company])
     assert together[1001] == alone

@@ -43,5 +43,7 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"`make ([\w-]+)`", README))
     assert {"up", "test", "serve", "ui", "lint"} <= targets
     for target in targets:
-        done = subprocess.run(["make", "-n", target], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr

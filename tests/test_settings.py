@@ -109,8 +109,10 @@ def test_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fa
 
 @pytest.mark.parametrize(
     ("address", "private"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
-    + [("10.0.0.1", False), ("192.168.1.1", False), ("an unknown address", False), ("", False)],
+    [
+        *[("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)],
+        *[("::", False), ("10.0.0.1", False), ("192.168.1.1", False), ("an unknown address", False), ("", False)],
+    ],
 )
 def test_only_loopback_is_private(address: str, private: bool) -> None:
     """Fails when a service on a network takes itself for one on a desk (R13)."""

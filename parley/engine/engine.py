@@ -110,4 +110,5 @@ class Engine(Protocol):
     async def drain(self, grace: float) -> int:
         """Takes nothing new, waits up to `grace` seconds, then stops; returns how many answers were cut."""
 
-    def health(self) -> Health: ...
+    def health(self) -> Health:
+        """How the engine is, now."""

@@ -46,7 +46,9 @@ def has_library(engine: str) -> bool:
     return importlib.util.find_spec(LIBRARIES[engine]) is not None
 
 
-def choose(asked: str, folder: ModelFolder, device: str | None, installed: Callable[[str], bool] = has_library) -> Choice:
+def choose(
+    asked: str, folder: ModelFolder, device: str | None, installed: Callable[[str], bool] = has_library
+) -> Choice:
     """The engine for a model.
 
     Raises:
@@ -54,7 +56,9 @@ def choose(asked: str, folder: ModelFolder, device: str | None, installed: Calla
     """
     choice = _automatic(folder, device, installed) if asked == "auto" else Choice(asked, "set by PARLEY_ENGINE")
     if choice.engine in ("openvino", "transformers") and folder.encoder_decoder:
-        raise ModelError(f"{folder.name} is an encoder-decoder model: the engine for it is seq2seq, not {choice.engine}")
+        raise ModelError(
+            f"{folder.name} is an encoder-decoder model: the engine for it is seq2seq, not {choice.engine}"
+        )
     if choice.engine == "seq2seq" and not folder.encoder_decoder:
         raise ModelError(f"{folder.name} is a decoder-only model: the engines for it are openvino and transformers")
     if not installed(choice.engine):

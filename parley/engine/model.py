@@ -41,6 +41,8 @@ class ModelFolder:
     """What `GET /v1/models` calls it: `pocket`, the hub id, or the folder's name."""
     config: dict[str, Any]
     """`config.json`, as it is."""
+    exports: Path | None = None
+    """Where OpenVINO exports are kept that do not lie beside the weights; they need not exist."""
 
     @property
     def model_type(self) -> str:
@@ -52,13 +54,24 @@ class ModelFolder:
         """True for Blenderbot's kind; their configs may leave the flag to the architecture's default."""
         return bool(self.config.get("is_encoder_decoder", self.model_type in _ENCODER_DECODERS))
 
+    def export(self, dtype: str | None) -> Path | None:
+        """The OpenVINO export of a precision, beside the weights or where exports are kept; None if there is none."""
+        homes = filter(None, (self.path, self.exports))
+        found = (export_folder(home, dtype or "float32") for home in homes)
+        return next((folder for folder in found if (folder / "openvino_model.xml").is_file()), None)
+
+
+def export_folder(home: Path, dtype: str) -> Path:
+    """Where the export of a precision lies: int8 weights have one of their own."""
+    return home / ("openvino-int8" if dtype == "int8" else "openvino")
+
 
 def resolve(model: str, cache: Path, pocket: Path = POCKET) -> ModelFolder:
     """Finds, downloads or converts a model, and inspects it.
 
     Args:
         model: `pocket`, a local folder, or a Hugging Face id, `owner/name` or `owner/name@revision`.
-        cache: where converted weights are kept; downloads stay in the hub's own cache.
+        cache: where converted weights and exports are kept; downloads stay in the hub's own cache.
         pocket: the folder of the embedded model.
 
     Raises:
@@ -69,7 +82,7 @@ def resolve(model: str, cache: Path, pocket: Path = POCKET) -> ModelFolder:
     _refuse_faults(name, inspection.faults(path))
     if inspection.needs_conversion(path):
         path = _convert(name, path, cache)
-    folder = ModelFolder(path, name, config)
+    folder = ModelFolder(path, name, config, cache / "exports" / _cached_name(name, path))
     _refuse_faults(name, inspection.content_faults(path, folder.encoder_decoder))
     return folder
 
@@ -127,7 +140,7 @@ def _refuse_faults(name: str, faults: inspection.Faults) -> None:
 
 def _convert(name: str, source: Path, cache: Path) -> Path:
     """A copy of the folder with safetensors in place of pickled weights, made once, by a child process."""
-    target = cache / f"{name.replace('/', '--')}-{_digest(source)}"
+    target = cache / _cached_name(name, source)
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
@@ -141,6 +154,10 @@ def _convert(name: str, source: Path, cache: Path) -> Path:
     for line in child.stderr.splitlines():
         log.warning("converting model %r: %s", name, line)
     return target
+
+
+def _cached_name(name: str, source: Path) -> str:
+    return f"{name.replace('/', '--')}-{_digest(source)}"
 
 
 def _digest(source: Path) -> str:

@@ -98,7 +98,8 @@ class Runner(Protocol):
     """A model that decodes many jobs together."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """What is loaded, and what it honours."""
 
     def add(self, job: Job) -> None:
         """Takes a job into the batch, or into a queue of the runner's own."""

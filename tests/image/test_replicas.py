@@ -5,10 +5,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.conftest import free_port, needs
 from tests.image.conftest import ROOT, Note
