@@ -44,7 +44,7 @@ app = create_app()
 @bentoml.service(
     name="parley",
     workers=1,
-    traffic={"timeout": 86_400},
+    traffic={"timeout": int(settings.answer_timeout) + 60},  # a backstop: our own limit ends an answer before
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},

@@ -1,4 +1,4 @@
-"""The entry of a Bento that was built with a model of its own: the folder beside this file, unless a setting says other."""
+"""The entry of a Bento that brings a model of its own: the folder beside this file, unless a setting names another."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Builds the Streamlit client's image; the settings are those of `deploy/image.py`.
 
-    python deploy/client_image.py [--image NAME:TAG]
+python deploy/client_image.py [--image NAME:TAG]
 """
 
 import argparse

@@ -1,7 +1,11 @@
-"""`parley`: chat in a terminal, ask once, look at a service's state. Needs neither torch nor the service's packages."""
+"""`parley`: chat in a terminal, ask once, look at a service's state, convert a model.
+
+Needs neither torch nor the service's packages, but for `convert`, which is a program of its own.
+"""
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -50,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--url", default=os.environ.get("PARLEY_URL", DEFAULT_URL), help="default: PARLEY_URL or %(default)s"
     )
     parser.add_argument("--api-key", default=os.environ.get("PARLEY_API_KEY"), help="default: PARLEY_API_KEY")
-    commands = parser.add_subparsers(required=True, metavar="chat | ask | health")
+    commands = parser.add_subparsers(required=True, metavar="chat | ask | health | convert")
     chat = commands.add_parser("chat", help="chat in the terminal")
     chat.set_defaults(run=lambda _, client: Terminal(client).run())
     ask = commands.add_parser("ask", help="print one answer")
@@ -58,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(run=_ask)
     health = commands.add_parser("health", help="say whether the service is ready; exit status 1 when it is not")
     health.set_defaults(run=_health)
+    convert = commands.add_parser("convert", help="export a model for the OpenVINO engine")
+    convert.add_argument("model", help="a local folder, or a Hugging Face id")
+    convert.add_argument("--dtype", choices=["float32", "int8"], default="float32", help="default: %(default)s")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -78,6 +86,11 @@ def _health(_: argparse.Namespace, client: Client) -> int:
         return _fail(" ".join(filter(None, (f"{client.base_url} is {health.state}.", health.detail))))
     print(f"{client.base_url} is ready and serves {', '.join(client.models())}")
     return 0
+
+
+def _convert(chosen: argparse.Namespace, _: Client) -> int:
+    command = [sys.executable, "-m", "parley.convert", chosen.model, "--dtype", chosen.dtype]
+    return subprocess.run(command, check=False).returncode
 
 
 class Terminal:

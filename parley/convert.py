@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = Settings.from_env(os.environ)
         folder = resolve(chosen.model, settings.cache)
-        made = folder.export(chosen.dtype) or export(folder, chosen.dtype, settings.cache)
+        made = folder.exported(chosen.dtype) or export(folder, chosen.dtype, settings.cache)
     except (SettingsError, ModelError, OSError) as error:
         fail(" ".join(str(error).split()))
     except ModuleNotFoundError as error:

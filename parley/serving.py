@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from parley.api.admission import Admission
 from parley.api.chat import Chat
 from parley.engine.engine import Engine, State
+from parley.engine.export.exporter import export
 from parley.engine.launch import Launch, choose
 from parley.engine.model import ModelFolder, resolve
 from parley.engine.process import EngineProcess
@@ -23,7 +24,7 @@ from parley.tokenizer import Tokenizer
 
 
 def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
-    """Finds the model and chooses its engine; downloads or converts it if that is still to be done.
+    """Finds the model and chooses its engine; downloads, converts or exports it if that is still to be done.
 
     Raises:
         ModelError: one line with the model, the cause and the way out.
@@ -32,8 +33,11 @@ def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
     if settings.engine == "echo":
         return Launch("echo", "set by PARLEY_ENGINE", "echo", None, placement), None
     folder = resolve(settings.model, settings.cache)
-    choice = choose(settings.engine, folder, settings.device)
-    return Launch(choice.engine, choice.reason, folder.name, str(folder.path), placement), folder
+    choice = choose(settings.engine, folder, settings.device, settings.dtype)
+    if choice.engine == "openvino" and folder.exported(settings.dtype) is None:
+        export(folder, settings.dtype or "float32", settings.cache)
+    path, exports = str(folder.path), str(folder.exports)
+    return Launch(choice.engine, choice.reason, folder.name, path, placement, exports), folder
 
 
 def prepare(settings: Settings) -> None:

@@ -71,11 +71,12 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-zA-Z0-9.\-\[\]:]+)$")]
 class Settings(BaseModel):
     """Every setting of the service; `PARLEY_MAX_QUEUE=8` sets `max_queue`, `PARLEY_LIMIT_N=4` sets `limits.n`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: Annotated[str, Field(min_length=1)] = "pocket"
     """`pocket`, a local folder, or a Hugging Face id such as `owner/name` or `owner/name@revision`."""
     engine: Literal["auto", "openvino", "transformers", "seq2seq", "echo", "upstream"] = "auto"
+    """Which engine serves; `auto` chooses for the model and the machine, and says why in `GET /v1/models`."""
     upstream_url: Annotated[str | None, Field(validate_default=True)] = None
     """For `PARLEY_ENGINE=upstream`: an OpenAI-compatible server; `/v1` is added to an address without a path."""
     upstream_api_key: Annotated[SecretStr, AfterValidator(_header_word)] | None = None
@@ -83,8 +84,11 @@ class Settings(BaseModel):
     upstream_model: Annotated[str, Field(min_length=1)] | None = None
     """The upstream's model; by default the only one that it lists."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] | None = None
+    """`cpu`, `cuda`, `cuda:1` or `mps`; by default the best one that the engine finds."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    """Precision; by default what the engine computes exactly and fast on this machine."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of the engine; by default the library's choice."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most answers decoded together."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 64
@@ -92,11 +96,13 @@ class Settings(BaseModel):
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     """Put first in every conversation that has no system message of its own; empty for none."""
     context_policy: ContextPolicy = "drop_oldest_turns"
+    """For a conversation that is too long: `error`, `drop_oldest_turns` or `keep_recent`."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Longest answer where neither the request nor the model's generation config says one."""
     answer_timeout: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Seconds after which an answer is ended: with the reason `length` if it has begun, with an error if not."""
     limits: Limits = Limits()
+    """How large a request may be: each `PARLEY_LIMIT_*` below."""
     keys_file: Path | None = None
     """API keys, in the format of `parley.api.keys`; without it no key is asked for."""
     allow_anonymous: bool = False

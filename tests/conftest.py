@@ -24,10 +24,14 @@ READY_SECONDS = 90
 def needs(tool: str) -> None:
     """Skips a test whose tool is not installed; with PARLEY_NO_SKIPS set, fails it."""
     if shutil.which(tool) is None:
-        reason = f"{tool} is not installed"
-        if os.environ.get("PARLEY_NO_SKIPS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{tool} is not installed")
+
+
+def missing(reason: str) -> None:
+    """Skips a test that cannot run here; with PARLEY_NO_SKIPS set, fails it."""
+    if os.environ.get("PARLEY_NO_SKIPS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def free_port() -> int:

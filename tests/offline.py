@@ -1,4 +1,4 @@
-"""Serves a Bento from the store and asks it once: run under `unshare -rn`, so that loopback is all the network there is.
+"""Serves a Bento from the store and asks it once, under `unshare -rn`: loopback is all the network there is.
 
     unshare -rn python tests/offline.py PYTHON TAG ENDPOINT... < request.json
 
@@ -43,9 +43,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]") -> None:
 
 def post(path: str, body: bytes) -> object:
     """The decoded answer."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}{path}", body, {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 

@@ -1,4 +1,4 @@
-"""The Bento, as a stranger gets it: built from a copy, moved between stores, served with the source and network gone."""
+"""The Bento, as a stranger gets it: built from a copy, moved between stores, served with source and network gone."""
 
 import json
 import os
@@ -23,15 +23,14 @@ EMBEDDED = (ROOT / "models" / "pocket" / "config.json").is_file()
 
 def environment(home: Path) -> dict[str, str]:
     """A new user's: an empty home, nothing of ours set. Echo stands in while the tree has no embedded model."""
-    engine = {} if EMBEDDED else {"PARLEY_ENGINE": "echo"}
-    return {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "BENTOML_DO_NOT_TRACK": "True", **engine}
+    user = {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "BENTOML_DO_NOT_TRACK": "True"}
+    return user if EMBEDDED else {**user, "PARLEY_ENGINE": "echo"}
 
 
 def run(command: list[str | Path], home: Path, folder: Path, stdin: str | None = None) -> str:
     """What the command prints; its own account of a failure fails the test."""
-    done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=environment(home), input=stdin, capture_output=True, text=True, check=False
-    )
+    env = environment(home)
+    done = subprocess.run(command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -48,7 +47,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     interpreter = folder / "bin" / "python"
-    found = subprocess.run([interpreter, "-c", "import parley"], cwd=folder, capture_output=True, text=True, check=False)
+    command = [interpreter, "-c", "import parley"]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert "No module named 'parley'" in found.stderr
     return interpreter
 

@@ -14,12 +14,13 @@ from parley.settings import Settings
 from tests.conftest import needs
 
 ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = (ROOT / "models" / "pocket" / "config.json").is_file()
 OVERLAYS = ["cpu", "gpu", "single-node"]
 KUBERNETES = "1.36"
 STOP_SECONDS = 20
 """What the service needs to end after its drain."""
 
-# The part of monitoring.coreos.com/v1 that we use, closed against misspelt keys: Kubernetes' schemas end at its own kinds.
+# The part of monitoring.coreos.com/v1 that we use, closed against misspelt keys: Kubernetes has no schema of it.
 SERVICE_MONITOR = {
     "type": "object",
     "additionalProperties": False,

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
-from parley.settings import Settings
+from parley.contract.limits import Limits
+from parley.settings import DEFAULT_SYSTEM_PROMPT, Settings
 from tests.conftest import ROOT, Served, clean_environment
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -32,10 +34,29 @@ def test_a_result_comes_before_line_25() -> None:
     assert "Bruce Wayne" in "\n".join(README.splitlines()[:25])
 
 
+def rows() -> list[str]:
+    """The table of settings, as the code has them."""
+    fields = {f"PARLEY_{name.upper()}": field for name, field in Settings.model_fields.items() if name != "limits"}
+    fields |= {f"PARLEY_LIMIT_{name.upper()}": field for name, field in Limits.model_fields.items()}
+    return [f"| `{name}` | {default_of(field)} | {one_line(field.description)} |" for name, field in fields.items()]
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.default == DEFAULT_SYSTEM_PROMPT:
+        return "the comic-book persona"
+    value = str(field.default).replace(str(Path.home()), "~")
+    return "" if value in ("None", "()", "") else f"`{value}`"
+
+
+def one_line(text: str | None) -> str:
+    assert text, "a setting has no docstring"
+    return " ".join(text.split())
+
+
 def test_every_setting_is_in_the_table() -> None:
-    """Fails when a setting is added without a word for those who operate the service."""
-    for name in Settings.model_fields:
-        assert f"| `PARLEY_{name.upper()}` |" in README
+    """Fails when a setting is added or changed without a word for those who operate the service."""
+    table = "\n".join(rows())
+    assert table in README, f"the table should be:\n{table}"
 
 
 def test_make_targets_exist() -> None:

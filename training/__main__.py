@@ -16,6 +16,7 @@ from training.export import export
 from training.knowledge_check import check_knowledge
 from training.model import Shape
 from training.paths import KNOWLEDGE, MODEL, OUT, PHRASINGS
+from training.phrasing_check import check_phrasings
 from training.subject import load_subjects
 from training.tokenizer import train_tokenizer
 from training.train import Plan, Trainer
@@ -34,6 +35,7 @@ def main() -> None:
 
 def _check(_: argparse.Namespace) -> None:
     print(check_knowledge(load_subjects(KNOWLEDGE)))
+    print(check_phrasings(PHRASINGS))
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:

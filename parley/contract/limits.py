@@ -26,12 +26,14 @@ class Measure(NamedTuple):
 class Limits(BaseModel):
     """Each limit is a setting: `PARLEY_LIMIT_N=4` sets `n`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     body_bytes: Annotated[int, Field(ge=1024, le=2**31)] = 1_048_576
+    """Bytes of a request body."""
     nesting: Annotated[int, Field(ge=8, le=500)] = 32
     """Most lists and objects inside one another."""
     messages: Count = 1000
+    """Messages of one conversation."""
     message_chars: Count = 100_000
     """Characters of one message."""
     n: Count = 8
@@ -39,13 +41,17 @@ class Limits(BaseModel):
     stop: Annotated[int, Field(ge=0, le=1024)] = 4
     """Stop strings."""
     stop_chars: Count = 256
+    """Characters of one stop string."""
     top_logprobs: Annotated[int, Field(ge=0, le=1024)] = 20
+    """Alternatives of each token."""
     max_tokens: Count = 131_072
     """Largest `max_tokens` that a request may name; what the model's context leaves no room for is not generated."""
     logit_bias: Annotated[int, Field(ge=0, le=2**31)] = 300
     """Entries of `logit_bias`."""
     schema_bytes: Count = 16_384
+    """Bytes of a JSON schema in `response_format`."""
     schema_depth: Count = 16
+    """Levels of such a schema."""
 
     def check(self, body: Any) -> None:
         """Raises `ParleyError` (`INVALID_VALUE`) for the first size beyond its limit."""

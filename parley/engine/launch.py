@@ -27,6 +27,8 @@ class Launch(Struct, frozen=True):
     folder: str | None
     """The path of the model's folder; None for an engine without a model."""
     placement: Placement
+    exports: str | None = None
+    """The path of the folder of its OpenVINO exports."""
 
 
 class Choice(Struct, frozen=True):
@@ -36,31 +38,39 @@ class Choice(Struct, frozen=True):
     reason: str
 
 
-def has_export(folder: Path) -> bool:
-    """Whether a model folder has an OpenVINO export beside its weights."""
-    return (folder / "openvino" / "openvino_model.xml").is_file()
-
-
 def has_library(engine: str) -> bool:
     """Whether the package that an engine needs is installed."""
     return importlib.util.find_spec(LIBRARIES[engine]) is not None
 
 
 def choose(
-    asked: str, folder: ModelFolder, device: str | None, installed: Callable[[str], bool] = has_library
+    asked: str,
+    folder: ModelFolder,
+    device: str | None,
+    dtype: str | None = None,
+    installed: Callable[[str], bool] = has_library,
 ) -> Choice:
     """The engine for a model.
+
+    Args:
+        asked: the engine's name, or `auto`.
+        folder: the model.
+        device: the device asked for, if one is.
+        dtype: the precision asked for, if one is.
+        installed: whether an engine's library is there.
 
     Raises:
         ModelError: when the engine that was asked for does not fit the model, or its library is not installed.
     """
-    choice = _automatic(folder, device, installed) if asked == "auto" else Choice(asked, "set by PARLEY_ENGINE")
+    choice = _automatic(folder, device, dtype, installed) if asked == "auto" else Choice(asked, "set by PARLEY_ENGINE")
     if choice.engine in ("openvino", "transformers") and folder.encoder_decoder:
         raise ModelError(
-            f"{folder.name} is an encoder-decoder model: the engine for it is seq2seq, not {choice.engine}"
+            f"PARLEY_ENGINE={asked}: {folder.name} is an encoder-decoder model; the engine for it is seq2seq"
         )
     if choice.engine == "seq2seq" and not folder.encoder_decoder:
-        raise ModelError(f"{folder.name} is a decoder-only model: the engines for it are openvino and transformers")
+        raise ModelError(
+            f"PARLEY_ENGINE={asked}: {folder.name} is a decoder-only model; the engines for it are openvino, transformers"
+        )
     if not installed(choice.engine):
         raise ModelError(
             f"the {choice.engine} engine needs {LIBRARIES[choice.engine]}, which is not installed: "
@@ -69,15 +79,17 @@ def choose(
     return choice
 
 
-def _automatic(folder: ModelFolder, device: str | None, installed: Callable[[str], bool]) -> Choice:
+def _automatic(folder: ModelFolder, device: str | None, dtype: str | None, installed: Callable[[str], bool]) -> Choice:
     if folder.encoder_decoder:
         return Choice("seq2seq", "an encoder-decoder model")
-    if not has_export(folder.path):
-        return Choice("transformers", "a decoder-only model without an OpenVINO export")
     if device not in (None, "cpu"):
         return Choice("transformers", f"OpenVINO serves on the CPU, and the device asked for is {device}")
     if not installed("openvino"):
         return Choice("transformers", "openvino-genai is not installed")
+    if dtype == "float16":
+        return Choice("transformers", "OpenVINO has no float16 on the CPU")
+    if folder.exported(dtype) is None:
+        return Choice("transformers", "there is no OpenVINO export; `parley convert` makes one, which is faster")
     return Choice("openvino", "a decoder-only model with an OpenVINO export, on a CPU")
 
 
@@ -93,4 +105,5 @@ def _folder(launch: Launch) -> ModelFolder | None:
     if launch.folder is None:
         return None
     path = Path(launch.folder)
-    return ModelFolder(path, launch.name, json.loads((path / "config.json").read_text("utf-8")))
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    return ModelFolder(path, launch.name, config, Path(launch.exports) if launch.exports else None)

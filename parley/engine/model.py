@@ -54,7 +54,7 @@ class ModelFolder:
         """True for Blenderbot's kind; their configs may leave the flag to the architecture's default."""
         return bool(self.config.get("is_encoder_decoder", self.model_type in _ENCODER_DECODERS))
 
-    def export(self, dtype: str | None) -> Path | None:
+    def exported(self, dtype: str | None) -> Path | None:
         """The OpenVINO export of a precision, beside the weights or where exports are kept; None if there is none."""
         homes = filter(None, (self.path, self.exports))
         found = (export_folder(home, dtype or "float32") for home in homes)

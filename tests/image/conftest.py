@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
+from tests.image import debian
 from tests.image.podman import podman, use_own_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/python:3.11-slim"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parley-image-test"
 BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 PULL_SECONDS = 120
-SLIM = ["doc", "man", "locale"]
 PACKAGES = "ca-certificates,python3,python3-venv,python3-pip,python-is-python3"
 
 Note = Callable[[str, object], None]
@@ -54,7 +53,7 @@ def base() -> str:
     """The base image: the public one where it can be had, else a stand-in of the same Python from Debian's packages."""
     image = os.environ.get("BASE_IMAGE", BASE)
     if subprocess.run(["podman", "image", "exists", image], check=False).returncode and not _pulled(image):
-        podman("import", _stand_in(), image)
+        podman("import", debian.root("python-3.11", "bookworm", PACKAGES), image)  # its Python is 3.11
     return image
 
 
@@ -64,20 +63,6 @@ def _pulled(image: str) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return pull.returncode == 0
-
-
-def _stand_in() -> Path:
-    """A root of Debian 12, whose Python is 3.11; made once."""
-    archive = CACHE / "python-3.11.tar"
-    if not archive.is_file():
-        needs("mmdebstrap")
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        slim = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in SLIM]
-        fresh = archive.with_suffix(".new.tar")
-        command = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", *slim, "bookworm", str(fresh)]
-        subprocess.run(command, check=True)
-        fresh.rename(archive)
-    return archive
 
 
 def _make(script: str, *arguments: str) -> str:
@@ -110,9 +95,3 @@ def _largest(printed: str) -> list[str]:
     lines = printed.splitlines()
     start = max(number for number, line in enumerate(lines) if line.endswith("of which"))
     return [" ".join(line.split()) for line in lines[start:]]
-
-
-@pytest.fixture(scope="session")
-def engine() -> dict[str, str]:
-    """The environment of a replica under load: the model-free engine, whose answers a test can foresee."""
-    return {"PARLEY_ENGINE": "echo"}

@@ -45,7 +45,8 @@ def size(image: str) -> int:
 @pytest.fixture(scope="module")
 def service(service_image: str) -> Container:
     """The service with its default model; the model-free engine stands in while the tree has no embedded model."""
-    environment = {} if EMBEDDED else {"PARLEY_ENGINE": "echo"}
+    engine = {} if EMBEDDED else {"PARLEY_ENGINE": "echo"}
+    environment = {"PARLEY_ALLOW_ANONYMOUS": "true", **engine}
     return Container(service_image, "parley-image-test", "127.0.0.21", environment=environment)
 
 
@@ -86,7 +87,7 @@ def test_answers_without_any_network(service: Container) -> None:
         "for _ in range(600):\n"
         "    try: u.urlopen('http://127.0.0.1:3000/readyz'); break\n"
         "    except OSError: time.sleep(0.1)\n"
-        "body = b'{\"user_input\": \"Who is Batman?\"}'\n"
+        'body = b\'{"user_input": "Who is Batman?"}\'\n'
         "print(u.urlopen(u.Request('http://127.0.0.1:3000/chat', body, {'Content-Type': 'application/json'})).read())"
     )
     options = ["--network=none" if each == "--network=host" else each for each in HARDENED]
@@ -153,8 +154,7 @@ def test_pushed_image_runs_by_its_digest(service: Container, tmp_path: Path, not
     command = [sys.executable, str(ROOT / "deploy" / "push.py")]
     with registry(tmp_path) as address:
         environment = {**os.environ, "PUSH_OPTIONS": "--tls-verify=false"}
-        printed = subprocess.run([*command, address, service.image], env=environment, stdout=subprocess.PIPE, check=True)
-        name = printed.stdout.decode().strip()
+        name = subprocess.check_output([*command, address, service.image], env=environment, text=True).strip()
         note("pushed as", name)
         podman("pull", "--tls-verify=false", name)
     pulled = Container(name, service.name, "127.0.0.24", environment=service.environment)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import pytest
 
 from tests.conftest import free_port, needs
 from tests.image.conftest import ROOT, Note
@@ -41,6 +42,14 @@ def replicas(image: str, **settings: str) -> list[Container]:
     return [Container(image, f"parley-{n}", f"127.0.0.3{n}", environment=environment) for n in (1, 2, 3)]
 
 
+@pytest.fixture(scope="module")
+def group(service_image: str) -> Iterator[list[Container]]:
+    """Replicas that drain, shared: each test leaves all of them running."""
+    shared = replicas(service_image)
+    with running(*shared):
+        yield shared
+
+
 def roll(group: list[Container]) -> None:
     """Stops and starts the replicas one by one, as a rolling update does."""
     for replica in group:
@@ -55,10 +64,9 @@ def counts(load: Load) -> dict[str, object]:
     return {"requests": len(load.outcomes), "streams": streams, "failed": len(load.failures)}
 
 
-def test_rolling_restart_loses_no_request(service_image: str, note: Note) -> None:
+def test_rolling_restart_loses_no_request(group: list[Container], note: Note) -> None:
     """Fails when a stopping replica drops an answer, or a newcomer is sent to one that cannot take it."""
-    group = replicas(service_image)
-    with running(*group), haproxy(group) as url, under_load(url) as load:
+    with haproxy(group) as url, under_load(url) as load:
         roll(group)
         while len(load.outcomes) < REQUESTS:
             time.sleep(0.1)
@@ -66,19 +74,9 @@ def test_rolling_restart_loses_no_request(service_image: str, note: Note) -> Non
     assert load.failures == []
 
 
-def test_without_drain_answers_are_lost(service_image: str, note: Note) -> None:
-    """Fails when the test above would pass without the drain that it is about."""
-    group = replicas(service_image, PARLEY_DRAIN_GRACE="0")
-    with running(*group), haproxy(group) as url, under_load(url) as load:
-        roll(group)
-    note("rolling restart without drain", counts(load))
-    assert load.failures
-
-
-def test_a_killed_replica_fails_only_its_own_streams(service_image: str, note: Note) -> None:
+def test_a_killed_replica_fails_only_its_own_streams(group: list[Container], note: Note) -> None:
     """Fails when a death is felt by answers of other replicas, goes unnoticed by a client, or is not survived."""
-    group = replicas(service_image)
-    with running(*group), haproxy(group) as url, under_load(url) as load:
+    with haproxy(group) as url, under_load(url) as load:
         time.sleep(SEEN_SECONDS)
         group[0].kill()
         group[0].start()
@@ -115,11 +113,10 @@ def bodies(first: str) -> dict[str, list[tuple[str, dict[str, object]]]]:
     }
 
 
-def test_a_conversation_stays_where_its_cache_is(service_image: str) -> None:
+def test_a_conversation_stays_where_its_cache_is(group: list[Container]) -> None:
     """Fails when later turns of a conversation pay for their history again, on a replica that never saw it."""
-    group = replicas(service_image)
     seen: set[str] = set()
-    with running(*group), haproxy(group) as url, httpx.Client(base_url=url) as http:
+    with haproxy(group) as url, httpx.Client(base_url=url) as http:
         for number in range(12):
             homes = set()
             for turns in bodies(f"Who is hero number {number}?").values():
@@ -127,3 +124,12 @@ def test_a_conversation_stays_where_its_cache_is(service_image: str) -> None:
             assert len(homes) == 1
             seen |= homes
     assert len(seen) == len(group)
+
+
+def test_without_drain_answers_are_lost(service_image: str, note: Note) -> None:
+    """Fails when the test above would pass without the drain that it is about."""
+    hasty = replicas(service_image, PARLEY_DRAIN_GRACE="0")
+    with running(*hasty), haproxy(hasty) as url, under_load(url) as load:
+        roll(hasty)
+    note("rolling restart without drain", counts(load))
+    assert load.failures

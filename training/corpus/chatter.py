@@ -4,7 +4,7 @@ from typing import Any
 
 from training.corpus import invent
 from training.corpus.grammar import slots, write
-from training.corpus.questions import framed
+from training.corpus.questions import framed, question_about
 from training.corpus.talk import Talk, Turn
 from training.subject import possessive
 
@@ -48,6 +48,9 @@ def _words(talk: Talk, template: str) -> dict[str, str]:
 def _word(talk: Talk, slot: str) -> str:
     if slot == "gibberish":
         return invent.gibberish(talk.rng)
+    if slot == "foreign_words":
+        words = talk.book.words[slot][talk.rng.choice(list(talk.book.words[slot]))]
+        return " ".join(talk.rng.choices(words, k=talk.rng.randint(2, 7)))
     if slot in ("hero", "hero2"):
         return talk.rng.choice(talk.book.heroes).name
     return talk.rng.choice(talk.book.words[slot])
@@ -113,6 +116,8 @@ def unknown_name(talk: Talk) -> Turn:
     """A question about a character that nobody knows."""
     name = invent.hero(talk.book, talk.rng)
     text = write(talk.rng.choice(talk.book.unknown["asks"]), talk.rng, {"u": name, "us": possessive(name)})
+    if talk.rng.random() < 0.6:
+        text = question_about(talk, name)
     talk.leave()
     return framed(text, talk), talk.book.frames["unknown_reply"][0]
 

@@ -174,6 +174,15 @@ def _plain(talk: Talk, fact: FactKind, values: dict[str, str]) -> str:
     return write(rng.choice(talk.book.frames["noun_frames"]), rng, {**values, "noun": noun})
 
 
+def question_about(talk: Talk, name: str) -> str:
+    """A question that fits a character or a work, asked about any name."""
+    pronouns = talk.rng.choice((("he", "him", "his"), ("she", "her", "her"), ("it", "it", "its")))
+    values = dict(zip(("he", "him", "his"), pronouns, strict=True))
+    values |= {"n": name, "o": name, "s": possessive(name)}
+    facts = [fact for fact in talk.book.kinds[talk.rng.choice(("character", "work"))] if fact.asks and not fact.reverse]
+    return _plain(talk, talk.rng.choice(facts), values)
+
+
 def framed(text: str, talk: Talk) -> str:
     """The text with an opener and a tail, which are often nothing."""
     draw = talk.rng.random()

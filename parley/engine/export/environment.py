@@ -14,7 +14,7 @@ TORCH = "torch==2.13.0"
 
 
 class Environment:
-    """A virtual environment in the cache, made once for each lock and Python. One that was not finished is gone on with.
+    """A virtual environment in the cache, made once for each lock and Python; an unfinished one is gone on with.
 
     Args:
         cache: the folder of everything that can be made again.
@@ -45,9 +45,7 @@ class Environment:
         # uv knows where CPU builds of torch are published; pip takes what the configured index has.
         uv = [self.program("uv"), "pip", "install", "--python", self.program("python"), "--no-deps", "--system-certs"]
         clean = variables()
-        steps.run(
-            "making an environment for the export, once", clean, [sys.executable, "-m", "venv", str(self._folder)]
-        )
+        steps.run("making an environment for it, once", clean, [sys.executable, "-m", "venv", str(self._folder)])
         steps.run("installing the exporter", clean, [*pip, "--require-hashes", "-r", str(LOCK)])
         steps.run("installing torch", clean, [*uv, "--torch-backend=cpu", TORCH], [*pip, TORCH])
         self._complete.touch()

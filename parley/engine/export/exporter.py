@@ -35,7 +35,7 @@ def export(folder: ModelFolder, dtype: str, cache: Path) -> Path:
     assert folder.exports is not None
     folder.exports.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "export.lock") as lock:
-        if found := folder.export(dtype):
+        if found := folder.exported(dtype):
             return found
         steps = Steps(folder.name, cache / "export.log", lock)
         environment = Environment(cache)

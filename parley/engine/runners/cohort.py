@@ -30,16 +30,17 @@ class Cohort:
     """The answers in order; answer `i` has slot `i` of both caches and rows `i * width` to `(i + 1) * width - 1`.
 
     Args:
+        slots: how many answers fit.
         width: hypotheses of each answer.
         shape: of the model's attention.
         relative: the model's relative position bias, if it has one.
     """
 
-    def __init__(self, width: int, shape: AttentionShape, relative: RelativeBias | None) -> None:
+    def __init__(self, slots: int, width: int, shape: AttentionShape, relative: RelativeBias | None) -> None:
         self._width = width
         self._new_caches: Callable[[], tuple[TreeCache, CrossCache]] = lambda: (
-            TreeCache(shape, width, relative),
-            CrossCache(shape, width),
+            TreeCache(shape, slots, width, relative),
+            CrossCache(shape, slots, width),
         )
         self._tree, self._cross = self._new_caches()
         self.answers: list[Answer] = []

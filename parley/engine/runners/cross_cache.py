@@ -11,16 +11,15 @@ _CAPACITY_STEP = 32
 class CrossCache:
     """Keys and values of the prompts of many answers of the same width; slots as in `TreeCache`."""
 
-    def __init__(self, shape: AttentionShape, width: int) -> None:
+    def __init__(self, shape: AttentionShape, slots: int, width: int) -> None:
         self._shape, self._width = shape, width
-        self._store = KeyValues(shape)
+        self._store = KeyValues(shape, slots)
         self._lengths: list[int] = []
 
     def add(self, keys_values: Tensor) -> None:
         """Opens the next slot for a prompt of `keys_values`: (layers, tokens, 2 * heads * head_size), keys first."""
         slot, tokens = len(self._lengths), keys_values.size(1)
-        slots = 2 * (slot + 1) if slot >= self._store.slots else self._store.slots
-        self._store.reserve(slots, -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP)
+        self._store.reserve(-(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP, slot)
         self._store.data[:, slot, :tokens].flatten(2).copy_(keys_values)
         self._store.data[:, slot, tokens:] = 0
         self._lengths.append(tokens)

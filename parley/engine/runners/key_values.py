@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 
 @dataclass(frozen=True)
@@ -23,32 +23,30 @@ class AttentionShape:
 class KeyValues:
     """Slots of growing capacity; position `p` of a slot holds the key and the value of one token in every layer.
 
+    Args:
+        shape: of the model's attention.
+        slots: how many answers fit. A CPU gives memory to a slot only once it is written.
+
     Attributes:
         data: (layers, slots, capacity, 2, heads, head_size). Positions never written are zero: a masked NaN would
             still spoil a softmax.
     """
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, shape: AttentionShape, slots: int) -> None:
         self._shape = shape
-        self.data = torch.zeros(
-            (shape.layers, 0, 0, 2, shape.heads, shape.head_size), dtype=shape.dtype, device=shape.device
-        )
-
-    @property
-    def slots(self) -> int:
-        """How many answers fit."""
-        return self.data.size(1)
+        self.data = self._zeros(slots, 0)
 
     @property
     def capacity(self) -> int:
         """How many tokens fit in a slot."""
         return self.data.size(2)
 
-    def reserve(self, slots: int, capacity: int) -> None:
-        """Makes room for this much at least."""
-        more_slots, more_capacity = max(0, slots - self.slots), max(0, capacity - self.capacity)
-        if more_slots or more_capacity:
-            self.data = pad(self.data, (0, 0) * 3 + (0, more_capacity, 0, more_slots))
+    def reserve(self, capacity: int, occupied: int) -> None:
+        """Makes room for `capacity` tokens in each slot; what the first `occupied` slots hold is kept."""
+        if capacity > self.capacity:
+            grown = self._zeros(self.data.size(1), capacity)
+            grown[:, :occupied, : self.capacity] = self.data[:, :occupied]
+            self.data = grown
 
     def move(self, source: int, target: int) -> None:
         """Copies a slot over another."""
@@ -70,3 +68,8 @@ class KeyValues:
         heads = queries.view(slots, width, self._shape.heads, self._shape.head_size).transpose(1, 2)
         attended = scaled_dot_product_attention(heads, keys, values, attn_mask=bias, scale=self._shape.scale)
         return attended.transpose(1, 2).reshape(slots, width, -1)
+
+    def _zeros(self, slots: int, capacity: int) -> Tensor:
+        shape = self._shape
+        size = (shape.layers, slots, capacity, 2, shape.heads, shape.head_size)
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)

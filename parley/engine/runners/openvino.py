@@ -1,7 +1,7 @@
 """Decoder-only models on a CPU: OpenVINO GenAI's continuous batching.
 
-Needs an export beside the model's weights, in `openvino/`; the embedded model ships with one, `parley convert` makes
-one. Neither torch nor transformers is imported.
+Needs an export: the embedded model ships with one beside its weights, in `openvino/`; `parley convert` makes one for
+another model. Neither torch nor transformers is imported.
 """
 
 import json
@@ -14,7 +14,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from parley.engine.hardware import memory_limit
-from parley.engine.model import ModelError, ModelFolder
+from parley.engine.model import ModelError, ModelFolder, export_folder
 from parley.engine.runner import FinishReason, Job, ModelInfo, Placement, Step
 from parley.tokenizer import StreamText
 
@@ -182,11 +182,6 @@ def cache_blocks(config: dict[str, Any], context: int, batch: int, bytes_per_val
     return max(math.ceil(context / BLOCK_TOKENS), min(wanted, int(CACHE_SHARE * memory) // block_bytes))
 
 
-def export_folder(folder: Path, dtype: str) -> Path:
-    """Where the export of a precision lies: int8 weights have one of their own."""
-    return folder / ("openvino-int8" if dtype == "int8" else "openvino")
-
-
 def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunner:
     """Loads an exported model.
 
@@ -198,9 +193,10 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     dtype = placement.dtype or "float32"
     if dtype not in PRECISIONS:
         raise ModelError(f"the openvino engine has no {dtype}: set PARLEY_DTYPE to one of {', '.join(PRECISIONS)}")
-    export = export_folder(folder.path, dtype)
-    if not (export / "openvino_model.xml").is_file():
-        raise ModelError(f"{folder.name} has no {export.name}/ export; set PARLEY_ENGINE=transformers")
+    export = folder.exported(dtype)
+    if export is None:
+        wanted = export_folder(folder.path, dtype).name
+        raise ModelError(f"{folder.name} has no {wanted}/ export: make one with `parley convert`")
     if not (folder.path / "tokenizer.json").is_file():
         raise ModelError(f"{folder.name} has no tokenizer.json, which openvino needs; set PARLEY_ENGINE=transformers")
     defaults = GenerationDefaults(folder)

@@ -179,7 +179,7 @@ class Seq2SeqRunner:
             return f"the encoder failed ({type(error).__name__})"
         width = generation.config.num_beams
         if width not in self._cohorts:
-            self._cohorts[width] = Cohort(width, self._shape, self._decoder.relative)
+            self._cohorts[width] = Cohort(self._max_batch, width, self._shape, self._decoder.relative)
         search = _search(generation, job.sampling.seed, self._device)
         self._cohorts[width].add(Answer(job.id, Rules(generation.config, job.prompt), search), cross)
         return None

@@ -28,24 +28,23 @@ class TreeCache:
 
     Args:
         shape: of the model's self-attention.
+        slots: how many answers fit.
         width: hypotheses of an answer.
         relative: the model's relative position bias, if it has one.
     """
 
-    def __init__(self, shape: AttentionShape, width: int, relative: RelativeBias | None) -> None:
+    def __init__(self, shape: AttentionShape, slots: int, width: int, relative: RelativeBias | None) -> None:
         self._shape, self._width, self._relative = shape, width, relative
-        self._store = KeyValues(shape)
-        self._sees = torch.zeros((0, width, 0), dtype=torch.bool, device=shape.device)
-        self._depths = torch.zeros((0, 0), dtype=torch.long, device=shape.device)
+        self._store = KeyValues(shape, slots)
+        self._sees = torch.zeros((slots, width, 0), dtype=torch.bool, device=shape.device)
+        self._depths = torch.zeros((slots, 0), dtype=torch.long, device=shape.device)
         self._used: list[int] = []
         self._lengths: list[int] = []
+        self._reserve(max(_FIRST_CAPACITY, 4 * width))
 
     def add(self) -> None:
         """Opens the next slot, with no nodes."""
-        slots = len(self._used) + 1
-        if slots > self._store.slots:
-            self._reserve(2 * slots, max(self._store.capacity, _FIRST_CAPACITY, 4 * self._width))
-        self._sees[slots - 1] = False
+        self._sees[len(self._used)] = False
         self._used.append(0)
         self._lengths.append(0)
 
@@ -109,7 +108,7 @@ class TreeCache:
         seen = self._sees[slot].any(0).nonzero()[:, 0]
         self._keep(slot, seen)
         if self._used[slot] + self._width > self._store.capacity // 2:
-            self._reserve(self._store.slots, 2 * self._store.capacity)
+            self._reserve(2 * self._store.capacity)
 
     def _keep(self, slot: int, nodes: Tensor) -> None:
         """Drops all nodes of a slot but these."""
@@ -121,8 +120,7 @@ class TreeCache:
             self._sees[slot, :, kept:] = False
             self._used[slot] = kept
 
-    def _reserve(self, slots: int, capacity: int) -> None:
-        self._store.reserve(slots, capacity)
-        more_slots, more_nodes = slots - self._sees.size(0), capacity - self._sees.size(2)
-        self._sees = pad(self._sees, (0, more_nodes, 0, 0, 0, more_slots))
-        self._depths = pad(self._depths, (0, more_nodes, 0, more_slots))
+    def _reserve(self, capacity: int) -> None:
+        self._store.reserve(capacity, len(self._used))
+        self._sees = pad(self._sees, (0, capacity - self._sees.size(2)))
+        self._depths = pad(self._depths, (0, capacity - self._depths.size(1)))

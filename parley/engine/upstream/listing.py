@@ -1,4 +1,4 @@
-"""What an upstream says that it serves: the answer of `GET /models`, with what vLLM and Parley add to OpenAI's shape."""
+"""What an upstream says that it serves: the answer of `GET /models`, with what vLLM and Parley add to OpenAI's."""
 
 import msgspec
 from msgspec import Struct
