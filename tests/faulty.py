@@ -36,7 +36,9 @@ def text(content: str, reason: str | None = None) -> bytes:
 
 DONE = b"data: [DONE]\n\n"
 ROLE = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-ENDED = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}) + event({"choices": [], "usage": USAGE})
+ENDED = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}) + event(
+    {"choices": [], "usage": USAGE}
+)
 WHOLE = ROLE + text("all ") + text("of it") + ENDED + DONE
 HALF = ROLE + text("half an")
 SCREAM = json.dumps({"error": {"message": f"{KEY} may not say mode", "code": KEY, "param": KEY}}).encode()
@@ -158,7 +160,7 @@ MODES: dict[str, Script | list[Script]] = {
 
 
 class Faulty:
-    """Plays `MODES`. `asked` counts chat requests by mode; an event of `left` is set when the mode's reader has gone."""
+    """Plays `MODES`. `asked` counts chat requests by mode; `left` holds an event that is set when a mode's reader goes."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()

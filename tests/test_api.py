@@ -95,6 +95,18 @@ def test_logprobs_are_those_of_the_text(echo_service: Served) -> None:
     assert [token for logprobs in streamed for token in logprobs["content"]] == tokens
 
 
+def test_logprobs_are_the_model_s_own(service: Served) -> None:
+    """Fails when a temperature changes what is told, or a token's text is not the answer's."""
+    cold, warm = (
+        ask(service, logprobs=True, max_tokens=1, temperature=temperature, seed=1).json()["choices"][0]
+        for temperature in (0, 0.01)
+    )
+    assert cold["logprobs"]["content"] == warm["logprobs"]["content"]
+    assert cold["logprobs"]["content"][0]["logprob"] < 0
+    longer = ask(service, logprobs=True, max_tokens=8).json()["choices"][0]
+    assert "".join(token["token"] for token in longer["logprobs"]["content"]) == longer["message"]["content"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -108,7 +109,7 @@ def test_no_input_is_the_service_s_fault(echo_service: Served) -> None:
             assert response.status_code < 500, (request[:2], body[:300], response.text)
             if response.status_code >= 400 and method != "HEAD":
                 assert is_openai_error(response), (request[:2], body[:300], response.text)
-                assert "x-request-id" in response.headers
+                assert "x-request-id" in response.headers or method == "BREW"
     print(f"\nR2: {INPUTS} inputs, no 5xx, slowest {slowest * 1000:.0f} ms")
     assert echo_service.readyz() == 200
     assert "Traceback" not in echo_service.log()
@@ -145,7 +146,7 @@ def test_another_kind_of_body_is_refused(echo_service: Served, path: str, kind: 
     assert is_openai_error(response)
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
 @pytest.mark.parametrize("path", ["/chat", COMPLETIONS, "/tokenize"])
 def test_other_methods_are_told_which_there_are(echo_service: Served, method: str, path: str) -> None:
     """Fails when BentoML's and FastAPI's routes refuse a method differently (R2)."""
@@ -167,6 +168,27 @@ def test_an_unknown_path_is_a_plain_404(echo_service: Served, path: str) -> None
     assert (response.status, response.getheader("location")) == (404, None)
     assert json.loads(response.read())["error"]["code"] in ("not_found", "model_not_found")
     connection.close()
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"BREW /chat HTTP/1.1",
+        b"GET",
+        b"GET /chat HTTP/9.9",
+        b"\x16\x03\x01\x02\x00",
+        b"GET /\x00 HTTP/1.1",
+        b"SSH-2.0-x",
+    ],
+)
+def test_what_is_no_request_is_told_so_in_the_same_shape(echo_service: Served, request_line: bytes) -> None:
+    """Fails when uvicorn answers in plain text what it cannot read (R2)."""
+    host, port = urlsplit(echo_service.url).netloc.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request_line + b"\r\nHost: x\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert list(json.loads(body)["error"]) == ["message", "type", "param", "code"]
 
 
 def test_a_websocket_is_no_way_in(echo_service: Served) -> None:

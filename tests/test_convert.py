@@ -52,7 +52,9 @@ def pretend_environment(cache: Path, script: str) -> None:
     (program.parents[1] / "complete").touch()
 
 
-WORKS = "echo once >> $(dirname $0)/runs; sleep 0.3; touch $target/openvino_model.xml; echo w > $target/openvino_model.bin"
+WORKS = (
+    "echo once >> $(dirname $0)/runs; sleep 0.3; touch $target/openvino_model.xml; echo w > $target/openvino_model.bin"
+)
 
 
 def convert(arguments: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -120,7 +122,10 @@ def test_two_starts_together_export_once(folder: ModelFolder, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("touch $target/openvino_model.xml; echo loading; echo 'ValueError: no such shape' >&2; exit 3", "no such shape"),
+        (
+            "touch $target/openvino_model.xml; echo loading; echo 'ValueError: no such shape' >&2; exit 3",
+            "no such shape",
+        ),
         ("exit 3", "the command said nothing"),
         ("touch $target/openvino_model.xml", "no openvino_model.bin"),
     ],

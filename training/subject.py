@@ -15,8 +15,9 @@ PRONOUNS = {
 }
 _BARE = {"Batman", "Swamp Thing", "Blue Beetle", "Black Widow", "Scarlet Witch", "Invisible Woman", "Black Panther"}
 _BARE |= {"Ghost Rider", "Arkham Asylum", "Red Hood", "Reverse-Flash"}
+_WITH_THE = {"Hulk", "Justice League", "Justice Society of America"}
 _NOT_FACTS = {"name", "kind", "aliases", "pronoun", "article"}
-_PLURAL = re.compile(r"(?<!s)s$|[Mm]en$|Four$|Six$|Five$|Boys$")
+_PLURAL = re.compile(r"(?<!s)s$|[Mm]en$|^\w+s of |Four$|Six$|Five$|Boys$")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Subject:
         if self.name.startswith("The "):
             return f"the {self.name[4:]}"
         known_with_the = f"the {self.name}" in self.aliases and self.name not in _BARE
-        wants_the = self.is_plural or known_with_the or self.name == "Hulk"
+        wants_the = self.is_plural or known_with_the or self.name in _WITH_THE
         return f"the {self.name}" if wants_the else self.name
 
 

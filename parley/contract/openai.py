@@ -30,8 +30,11 @@ from its start, system messages kept; or keep its last tokens."""
 
 CONTEXT_POLICIES: tuple[ContextPolicy, ...] = get_args(ContextPolicy)
 
-Number = StrictInt | StrictFloat
-
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[StrictFloat, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"additionalProperties": False}),
+]
+"""What is added to the logits of token ids, which JSON's keys have as text."""
 
 ANY_OBJECT = '{"type":"object"}'
 """The schema that `json_object` stands for."""
@@ -134,20 +137,18 @@ class ChatCompletionRequest(_Strict):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=10)] | None = None
+    frequency_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[StrictStr, Field(min_length=1)] | list[Annotated[StrictStr, Field(min_length=1)]] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=2**31)] | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[Number, Field(ge=-100, le=100)]] | None = (
-        None
-    )
+    logit_bias: LogitBias | None = None
     response_format: ResponseFormat | None = None
     user: StrictStr | None = None
     metadata: dict[StrictStr, StrictStr] | None = None

@@ -69,7 +69,8 @@ def choose(
         )
     if choice.engine == "seq2seq" and not folder.encoder_decoder:
         raise ModelError(
-            f"PARLEY_ENGINE={asked}: {folder.name} is a decoder-only model; the engines for it are openvino, transformers"
+            f"PARLEY_ENGINE={asked}: {folder.name} is a decoder-only model; the engines for it are "
+            "openvino and transformers"
         )
     if not installed(choice.engine):
         raise ModelError(

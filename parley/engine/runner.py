@@ -14,6 +14,9 @@ from msgspec import Struct
 
 FinishReason = Literal["stop", "length"]
 
+GREEDY_BELOW = 1e-5
+"""Lower temperatures are greedy: logits divided by so little overflow single precision."""
+
 
 class Sampling(Struct, frozen=True, array_like=True):
     """How to choose tokens. `None` means the model's own generation config."""
@@ -21,7 +24,7 @@ class Sampling(Struct, frozen=True, array_like=True):
     max_tokens: int | None = None
     """Most tokens to generate."""
     temperature: float | None = None
-    """0 is greedy."""
+    """Below `GREEDY_BELOW` it is greedy."""
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None

@@ -70,8 +70,10 @@ def tell(talk: Talk) -> Turn | None:
     return write(talk.rng.choice(memory["tell"]), talk.rng, values), memory["told"].format_map(values)
 
 
-def recall(talk: Talk) -> Turn:
-    """The user asks for what was told, or for what never was."""
+def recall(talk: Talk) -> Turn | None:
+    """The user asks for what was told, or now and then for what never was."""
+    if not talk.user and talk.rng.random() < 0.96:
+        return None
     key = talk.rng.choice(list(talk.user) or ["name", "favourite"])
     memory = talk.book.memory[key]
     talk.leave()

@@ -14,11 +14,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from parley.engine.model import ModelError
-from parley.engine.runner import Sampling
+from parley.engine.runner import GREEDY_BELOW, Sampling
 from parley.engine.runners.ending import Ending
-
-_GREEDY_BELOW = 1e-5
-"""Temperatures that would overflow the scores; their limit is greedy."""
 
 _SERVED = {
     "bad_words_ids", "decoder_start_token_id", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
@@ -59,7 +56,7 @@ class Generation:
         config = copy.copy(self.config)
         if any(value is not None for value in (sampling.temperature, sampling.top_p, sampling.top_k)):
             config.num_beams = 1
-            config.do_sample = sampling.temperature is None or sampling.temperature >= _GREEDY_BELOW
+            config.do_sample = sampling.temperature is None or sampling.temperature >= GREEDY_BELOW
         for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
             if (value := getattr(sampling, name)) is not None:
                 setattr(config, name, value)

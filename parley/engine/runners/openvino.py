@@ -15,7 +15,7 @@ import openvino_genai as genai
 
 from parley.engine.hardware import memory_limit
 from parley.engine.model import ModelError, ModelFolder, export_folder
-from parley.engine.runner import FinishReason, Job, ModelInfo, Placement, Step
+from parley.engine.runner import GREEDY_BELOW, FinishReason, Job, ModelInfo, Placement, Step
 from parley.tokenizer import StreamText
 
 BLOCK_TOKENS = 32
@@ -127,7 +127,7 @@ class OpenVINORunner:
         if sampling.response_format is not None:
             config.structured_output_config = genai.StructuredOutputConfig(json_schema=sampling.response_format)
         if sampling.temperature is not None:
-            config.do_sample = sampling.temperature > 0
+            config.do_sample = sampling.temperature >= GREEDY_BELOW
         if config.do_sample and sampling.temperature:
             config.temperature = sampling.temperature
         return config

@@ -18,10 +18,7 @@ from torch import FloatTensor, LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
-from parley.engine.runner import Job, Sampling
-
-_GREEDY_BELOW = 1e-5
-"""Temperatures that would overflow the scores; their limit is greedy."""
+from parley.engine.runner import GREEDY_BELOW, Job, Sampling
 
 
 @dataclass
@@ -77,7 +74,7 @@ def begin(job: Job, limit: int, model: Any, base: GenerationConfig) -> Answer:
 def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
     config = copy.deepcopy(base)
     if sampling.temperature is not None:
-        config.do_sample = sampling.temperature >= _GREEDY_BELOW
+        config.do_sample = sampling.temperature >= GREEDY_BELOW
         config.temperature = sampling.temperature if config.do_sample else None
     for name in ("top_p", "top_k", "repetition_penalty"):
         if (value := getattr(sampling, name)) is not None:
