@@ -160,7 +160,7 @@ MODES: dict[str, Script | list[Script]] = {
 
 
 class Faulty:
-    """Plays `MODES`. `asked` counts chat requests by mode; `left` holds an event that is set when a mode's reader goes."""
+    """Plays `MODES`. `asked` counts chat requests by mode; `left` tells, by mode, that its reader has gone."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The upstream engine itself: a second Parley, starts and ends, deadlines, retries, what is sent and what is counted."""
+"""The upstream engine itself: a second Parley, starts and ends, retries, what is sent and what is counted."""
 
 import asyncio
 import json

@@ -78,8 +78,17 @@ def document(routes: Sequence[BaseRoute], limits: Limits, keyed: bool) -> Schema
     told["paths"][STREAMED]["post"]["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     for fastapis_own in ("HTTPValidationError", "ValidationError"):
         del components["schemas"][fastapis_own]
-    components["schemas"] = {"Error": error_schema(), **bounded(components["schemas"], limits)}
+    components["schemas"] = {"Error": error_schema(), **bounded(exact(components["schemas"]), limits)}
     return told
+
+
+def exact(value: Any) -> Any:
+    """The same with whole numbers as such: FastAPI makes floats of all bounds, and those of `seed` have 63 bits."""
+    if isinstance(value, dict):
+        return {key: exact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def errors() -> Schema:

@@ -65,7 +65,7 @@ def _pulled(image: str) -> bool:
     return pull.returncode == 0
 
 
-def _make(script: str, *arguments: str) -> str:
+def make(script: str, *arguments: str) -> str:
     """What a build script prints at its end."""
     nice = ["nice", "-n", "5"] if shutil.which("nice") else []
     command = [*nice, sys.executable, str(ROOT / "deploy" / script), *arguments]
@@ -78,7 +78,7 @@ def _make(script: str, *arguments: str) -> str:
 def service_image(base: str, note: Note) -> str:
     """The service's image, as `make image` builds it."""
     image = "localhost/parley:test"
-    note("service image", _largest(_make("image.py", f"--image={image}")))
+    note("service image", _largest(make("image.py", f"--image={image}")))
     return image
 
 
@@ -86,7 +86,7 @@ def service_image(base: str, note: Note) -> str:
 def client_image(base: str, note: Note) -> str:
     """The Streamlit client's image."""
     image = "localhost/parley-client:test"
-    note("client image", _largest(_make("client_image.py", f"--image={image}")))
+    note("client image", _largest(make("client_image.py", f"--image={image}")))
     return image
 
 

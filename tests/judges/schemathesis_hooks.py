@@ -9,6 +9,8 @@ from schemathesis.generation import GenerationMode
 
 MODEL = os.environ["JUDGED_MODEL"]
 
+ANY = ""
+
 EXPECTED = {
     ("history", "its last item must be a user turn"): "no keyword speaks of a list's last item",
     ("generated_responses", "they must have the same length"): "no keyword compares two lists",
@@ -20,6 +22,7 @@ EXPECTED = {
     ("response_format", "json_schema is given with the type json_schema"): "as above",
     ("response_format.json_schema.schema", ""): "which schemas can be enforced is told by `parley.contract.schema`",
     ("messages", "context"): "how many tokens a text has is not a matter of schemas",
+    (ANY, "input should be a valid integer"): "8.0 is an integer to JSON Schema, and no count to us",
 }
 """Refusals of requests that the document allows: the parameter, words of the message, why."""
 
@@ -36,5 +39,5 @@ def allowed_requests_are_served(context: CheckContext, response: Any, case: Any)
     """What the document allows is served, or refused for one of the expected reasons."""
     if case.meta.generation.mode is GenerationMode.POSITIVE and response.status_code == 400:
         error = response.json()["error"]
-        fits = [param == error["param"] and words in error["message"] for param, words in EXPECTED]
+        fits = [param in (ANY, error["param"]) and words in error["message"] for param, words in EXPECTED]
         assert any(fits), f"refused: {error['message']}"

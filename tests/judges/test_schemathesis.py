@@ -1,16 +1,13 @@
 """Schemathesis on our own OpenAPI document: all phases, valid and invalid requests, null bytes."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests.conftest import ROOT, Served, clean_environment, serve
 from tests.soak import amount
@@ -20,10 +17,12 @@ KEY = "parley-test-judge"
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The embedded model behind a key, with short answers."""
+    """The embedded model behind a key; with low limits, so that inputs at the limits are quickly made and answered."""
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys.write_text(f'[[keys]]\nname = "judge"\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
-    with serve({"PARLEY_KEYS_FILE": str(keys), "PARLEY_MAX_TOKENS": "4"}) as served:
+    limits = {"MESSAGES": "20", "MESSAGE_CHARS": "1000", "MAX_TOKENS": "8", "LOGIT_BIAS": "10", "N": "2"}
+    settings = {f"PARLEY_LIMIT_{name}": value for name, value in limits.items()}
+    with serve({"PARLEY_KEYS_FILE": str(keys), "PARLEY_MAX_TOKENS": "4", **settings}) as served:
         yield served
 
 
