@@ -13,10 +13,18 @@ LOOK_SECONDS = 0.25
 
 
 class Cpu(NamedTuple):
-    """Seconds of CPU so far, of all processes, and of those that are not the engine's."""
+    """Seconds of CPU so far."""
 
-    all: float
+    server: float
+    """Of all processes of the server."""
     api: float
+    """Of those that are not the engine's."""
+    machine: float
+    """Of everything that runs on the machine."""
+
+    def since(self, earlier: "Cpu") -> "Cpu":
+        """What was used between two readings."""
+        return Cpu(*(now - before for now, before in zip(self, earlier, strict=True)))
 
 
 class Gauge:
@@ -32,14 +40,14 @@ class Gauge:
         self._mark = engine_mark
 
     def cpu(self) -> Cpu:
-        """CPU of all processes that are alive."""
+        """Readings of now."""
         total = api = 0.0
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
                 api += 0.0 if self._is_engine(process) else times.user + times.system
-        return Cpu(total, api)
+        return Cpu(total, api, machine())
 
     def resident(self) -> int:
         """Bytes in memory, shared pages counted once (PSS)."""
@@ -52,10 +60,10 @@ class Gauge:
     def settles(self, patience: float) -> bool:
         """Waits until the server does nothing any more; False when it still works after `patience` seconds."""
         deadline = time.monotonic() + patience
-        before = self.cpu().all
+        before = self.cpu().server
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
-            now = self.cpu().all
+            now = self.cpu().server
             if now - before < IDLE_SHARE * LOOK_SECONDS:
                 return True
             before = now
@@ -67,3 +75,11 @@ class Gauge:
 
     def _is_engine(self, process: psutil.Process) -> bool:
         return bool(self._mark) and self._mark in " ".join(process.cmdline())
+
+
+def machine() -> float:
+    """Seconds of CPU that everything on this machine has used."""
+    times = psutil.cpu_times()
+    idle: float = times.idle + getattr(times, "iowait", 0.0)
+    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice as well
+    return float(sum(times)) - idle - guest

@@ -50,11 +50,12 @@ class InProcess:
         gauge = self._gauge()
         start = time.monotonic() + HEADSTART
         self._pipe.send((workload, start))
-        before = gauge.cpu().all
+        before = gauge.cpu()
         time.sleep(max(0.0, start + workload.window - time.monotonic()))
-        used = gauge.cpu().all - before
+        used = gauge.cpu().since(before)
         records = self._receive(PATIENCE)
-        return Outcome(records, workload.window, Usage(used, None, 0.0, gauge.resident()))
+        usage = Usage(used.server, api_cpu=None, load_cpu=0.0, machine_cpu=used.machine, resident=gauge.resident())
+        return Outcome(records, workload.window, usage)
 
     def settle(self) -> None:
         """Nothing: the engine drops what is left at the end of each workload."""

@@ -10,14 +10,28 @@ from bench.summary import Summary
 from bench.token_cost import TokenCost
 from bench.trials import Absence, Event, Start, Trial, typical
 
-HEADER = (
-    f"{'':28}{'tok/s':>8}  {'first token ms':>22}  {'later':>7}  {'inter-token ms':>20}  {'tok/pc':>6}"
-    f"  {'API us/tok':>10}  {'CPU us/tok':>10}  {'MB':>6}  {'load':>5}  {'done':>5}  {'fail':>4}"
-)
+COLUMNS = {
+    "tok/s": 8,
+    "first token ms": 20,
+    "later": 7,
+    "inter-token ms": 17,
+    "tok/piece": 9,
+    "API us/tok": 10,
+    "CPU us/tok": 10,
+    "MB": 6,
+    "load": 5,
+    "other": 5,
+    "done": 5,
+    "failed": 6,
+}
+"""Titles and widths. Three numbers are p50/p95/p99, and `later` is the first token's p50 of second and later turns."""
+
+NAME = 28
+HEADER = " " * NAME + "  ".join(title.rjust(width) for title, width in COLUMNS.items())
 
 
 def table(events: Sequence[Event]) -> str:
-    """One block a model and workload; percentiles are p50/p95/p99, `>` where some waited on at the end."""
+    """One block a model and workload."""
     lines: list[str] = []
     title = None
     for trial in typical(events):
@@ -28,15 +42,23 @@ def table(events: Sequence[Event]) -> str:
 
 
 def row(name: str, summary: Summary) -> str:
-    """One contestant's line."""
-    more = ">" if summary.unanswered else ""
-    return (
-        f"{name:28}{summary.throughput:8.0f}  {more + _three(summary.first_token):>22}"
-        f"  {_one(summary.later_first_token[:1]):>7}  {_three(summary.inter_token):>20}"
-        f"  {_some(summary.tokens_per_piece, 1):>6}  {_some(summary.api_cpu_per_token):>10}"
-        f"  {_some(summary.server_cpu_per_token):>10}  {_some(summary.resident_mb):>6}  {summary.load_share:5.2f}"
-        f"  {summary.completed:5}  {summary.failed:4}{'  ' + summary.first_error if summary.first_error else ''}"
-    )
+    """One contestant's line; `>` before waits where some requests still waited at the end."""
+    cells = [
+        f"{summary.throughput:.0f}",
+        (">" if summary.unanswered else "") + _numbers(summary.first_token),
+        _numbers(summary.later_first_token[:1]),
+        _numbers(summary.inter_token),
+        _some(summary.tokens_per_piece, 1),
+        _some(summary.api_cpu_per_token),
+        _some(summary.server_cpu_per_token),
+        _some(summary.resident_mb),
+        _some(summary.load_share, 2),
+        _some(summary.other_share, 2),
+        str(summary.completed),
+        str(summary.failed),
+    ]
+    line = name.ljust(NAME) + "  ".join(cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    return f"{line}  {summary.first_error}" if summary.first_error else line
 
 
 def starts(events: Sequence[Event]) -> list[str]:
@@ -110,12 +132,8 @@ def _dicts(records: object) -> list[dict[str, object]]:
     return [dataclasses.asdict(record) for record in records]  # type: ignore[attr-defined]
 
 
-def _three(values: list[float]) -> str:
+def _numbers(values: list[float]) -> str:
     return "/".join(_number(value) for value in values) or "-"
-
-
-def _one(values: list[float]) -> str:
-    return _number(values[0]) if values else "-"
 
 
 def _number(value: float) -> str:

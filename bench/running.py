@@ -22,7 +22,8 @@ class Running:
     def measure(self, workload: Workload) -> Outcome:
         """Runs one workload against it."""
         watched = drive(self.target, workload, lambda: None, lambda: None)
-        return Outcome(watched.records, workload.window, Usage(None, None, watched.cpu, None))
+        usage = Usage(server_cpu=None, api_cpu=None, load_cpu=watched.cpu, machine_cpu=None, resident=None)
+        return Outcome(watched.records, workload.window, usage)
 
     def settle(self) -> None:
         """Not seen from here."""

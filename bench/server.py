@@ -77,9 +77,15 @@ class Server:
             readings.append(gauge.cpu())
 
         watched = drive(self.target, workload, read, read)
-        used = [end - start for start, end in zip(*readings, strict=True)]
-        api = used[1] if self.engine_mark else None
-        return Outcome(watched.records, workload.window, Usage(used[0], api, watched.cpu, gauge.resident()))
+        used = readings[1].since(readings[0])
+        usage = Usage(
+            server_cpu=used.server,
+            api_cpu=used.api if self.engine_mark else None,
+            load_cpu=watched.cpu,
+            machine_cpu=used.machine,
+            resident=gauge.resident(),
+        )
+        return Outcome(watched.records, workload.window, usage)
 
     def idle_share(self, seconds: float) -> float:
         """CPU that its API processes take while nobody asks, of one core."""

@@ -19,6 +19,8 @@ class Usage:
     """Without the engine's processes; None where engine and API are one."""
     load_cpu: float
     """The load generator's own."""
+    machine_cpu: float | None
+    """Of everything on the machine."""
     resident: int | None
     """Bytes of the server's processes at the end of the window, shared pages counted once (PSS)."""
 
@@ -58,6 +60,8 @@ class Summary:
     """Microseconds."""
     load_share: float
     """Of one core, by the load generator."""
+    other_share: float | None
+    """Of one core, by what has nothing to do with the trial: where it is not near 0, times mean little."""
     resident_mb: float | None
 
 
@@ -83,8 +87,16 @@ def summarize(outcome: Outcome) -> Summary:
         api_cpu_per_token=_each(usage.api_cpu, tokens),
         server_cpu_per_token=_each(usage.server_cpu, tokens),
         load_share=usage.load_cpu / outcome.window,
+        other_share=other_share(usage, outcome.window),
         resident_mb=None if usage.resident is None else usage.resident / 1e6,
     )
+
+
+def other_share(usage: Usage, window: float) -> float | None:
+    """CPU of everything but the server and the load generator, of one core; None where the server's is not seen."""
+    if usage.machine_cpu is None or usage.server_cpu is None:
+        return None
+    return max(0.0, usage.machine_cpu - usage.server_cpu - usage.load_cpu) / window
 
 
 def tokens_per_piece(records: Sequence[Record]) -> float | None:

@@ -193,7 +193,9 @@ def test_answers_of_one_request_differ_and_a_seed_repeats_them(service: Served) 
     """Fails when all `n` answers are drawn with the same random numbers, or with any."""
 
     def texts(seed: int) -> list[str]:
-        choices = ask(service, n=3, seed=seed, temperature=1.3, max_tokens=12).json()["choices"]
+        choices = ask(
+            service, messages=said("Tell me about a hero."), n=3, seed=seed, temperature=2, max_tokens=30
+        ).json()["choices"]
         return [choice["message"]["content"] for choice in choices]
 
     assert texts(7) == texts(7)

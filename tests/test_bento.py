@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import needs
 
@@ -90,6 +93,16 @@ def test_bento_holds_what_serving_needs_and_nothing_else(home: Path) -> None:
     assert top - {"models"} == {"service.py", "parley", "deploy", "bentofile.yaml"}
     assert [path.name for path in (source(home) / "deploy").iterdir()] == ["requirements-image.lock"]
     assert not EMBEDDED or (source(home) / "models" / "pocket" / "config.json").is_file()
+
+
+def test_lock_has_every_dependency() -> None:
+    """Fails when a package that `pyproject.toml` asks for is not in the Bento's lock: run `make lock`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(each).name for each in project["dependencies"] + extras["serve"] + extras["openvino"]]
+    lock = (ROOT / "deploy" / "requirements-image.lock").read_text("utf-8")
+    locked = [line.partition("==")[0] for line in lock.splitlines() if "==" in line]
+    assert set(map(canonicalize_name, asked)) <= set(map(canonicalize_name, locked))
 
 
 def test_bento_tells_no_one(home: Path) -> None:

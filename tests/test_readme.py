@@ -29,6 +29,20 @@ def test_a_block_does_what_it_says(service: Served, tmp_path: Path, language: st
     assert ("parley" if "bentoml build" in code else "Batman") in done.stdout
 
 
+def test_the_first_answer_is_the_models(service: Served) -> None:
+    """Fails when the README shows an answer that the embedded model does not give."""
+    match = re.search(r"^\$ (curl .*)\n(.*)$", README, re.MULTILINE)
+    assert match is not None
+    command, shown = match.groups()
+    done = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:3000", service.url)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == shown
+
+
 def test_a_result_comes_before_line_25() -> None:
     """Fails when a reader has to scroll to see what this does."""
     assert "Bruce Wayne" in "\n".join(README.splitlines()[:25])

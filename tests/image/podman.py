@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,12 @@ def use_own_settings(folder: Path) -> None:
     os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
 
 
-def podman(*arguments: str | Path, stdin: str | None = None) -> str:
+def podman(*arguments: str | Path) -> str:
     """What podman prints; its own account of a failure fails the test."""
     command = ["podman", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-    return done.stdout.strip()
+    return (done.stdout or done.stderr).strip()
 
 
 def fetch(url: str, body: object = None) -> bytes:
@@ -64,13 +64,12 @@ def is_ready(url: str) -> bool:
     return True
 
 
-def wait_until_ready(url: str) -> float:
-    """Seconds until a GET is answered with 200; fails when the time is up."""
+def wait_until_ready(url: str, log: Callable[[], str] = str) -> None:
+    """Returns when a GET is answered with 200; fails, with the log, when the time is up."""
     start = time.monotonic()
     while not is_ready(url):
-        assert time.monotonic() - start < READY_SECONDS, f"{url} is not ready"
+        assert time.monotonic() - start < READY_SECONDS, f"{url} is not ready\n{log()}"
         time.sleep(0.1)
-    return time.monotonic() - start
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Container:
         environment = [f"--env={key}={value}" for key, value in {**place, **self.environment}.items()]
         begun = time.monotonic()
         podman("run", "--detach", "--replace", f"--name={self.name}", *HARDENED, *environment, self.image)
-        wait_until_ready(self.url + self.health)
+        wait_until_ready(self.url + self.health, lambda: podman("logs", "--tail=20", self.name))
         return time.monotonic() - begun
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import secrets
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.image.podman import READY_SECONDS, is_ready
+from tests.image.podman import wait_until_ready
 from tests.image.podman5 import Run, podman5
 from tests.test_manifests import EMBEDDED, manifests
 
@@ -65,10 +64,7 @@ def test_deployment_runs_as_written(service_image: str, tmp_path: Path) -> None:
         try:
             podman("kube", "play", f"{folder}/parley.yaml")
             url = f"http://{address(podman)}:3000"
-            deadline = time.monotonic() + READY_SECONDS
-            while not is_ready(f"{url}/readyz"):
-                assert time.monotonic() < deadline, podman("logs", CONTAINER)
-                time.sleep(0.2)
+            wait_until_ready(f"{url}/readyz", lambda: podman("logs", CONTAINER))
             assert ask(url, {})[0] == 401
             status, body = ask(url, {"Authorization": f"Bearer {key}"})
             assert status == 200

@@ -21,15 +21,6 @@ def supported() -> bool:
     )
 
 
-def quantize(module: nn.Module) -> None:
-    """Replaces every `nn.Linear` inside a module, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child))
-        else:
-            quantize(child)
-
-
 class Int8Linear(nn.Module):
     """Stands for a float32 `nn.Linear`; input and output are float32."""
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Detokenizer, Job, ModelInfo, Placement, Step
-from parley.engine.runners import hardware, int8
+from parley.engine.runners import hardware, int8, linears
 from parley.engine.runners.beams import BeamSearch
 from parley.engine.runners.chain import Chain
 from parley.engine.runners.cohort import Answer, Cohort
@@ -103,9 +103,8 @@ class Seq2SeqRunner:
         self._device, self._max_batch = model.device, max_batch
         self._decoder, self._shape = _take_apart(model)
         self._encoder = model.get_encoder()
-        if precision == "int8":
-            int8.quantize(self._encoder)
-            int8.quantize(self._decoder)
+        for part in (self._encoder, self._decoder):
+            linears.prepare(part, precision, self._device)
         self._cohorts: dict[int, Cohort] = {}
         self._waiting: deque[Job] = deque()
         self._info = ModelInfo(

@@ -1,0 +1,50 @@
+"""The linear layers of a model, in the form in which this machine multiplies fastest.
+
+On two Zen 4 cores, 160 rows of 1280 by 5120, relative to `nn.Linear` at float32: 1.4 times as fast packed (2.2 times at
+10 rows), 5 times at int8.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from parley.engine.runners.int8 import Int8Linear
+
+
+class PackedLinear(nn.Module):
+    """Stands for an `nn.Linear`: the same numbers up to rounding, its weights in oneDNN's own order."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        return outputs
+
+
+def prepare(module: nn.Module, precision: str, device: torch.device) -> None:
+    """Replaces every `nn.Linear` inside a module, in place, where that makes it faster.
+
+    Args:
+        module: in bfloat16 or float32.
+        precision: float32, bfloat16 or int8; only the last changes numbers.
+        device: where the module is.
+    """
+    if precision == "int8":
+        _replace(module, Int8Linear)
+    elif device.type == "cpu" and torch.backends.mkldnn.is_available() and _packs(precision):
+        _replace(module, PackedLinear)
+
+
+def _packs(precision: str) -> bool:
+    return precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _replace(module: nn.Module, kind: type[Int8Linear] | type[PackedLinear]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, kind(child))
+        else:
+            _replace(child, kind)
