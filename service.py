@@ -126,4 +126,5 @@ service.add_asgi_middleware(
     recordings=Recordings(settings.idempotency_window),
     health=lambda: app.state.chat.engine.health(),  # noqa: PLW0108 - there is no chat before a worker has made it
     native={"/chat": ChatRequest},
+    refuse_if_full=lambda: app.state.chat.refuse_if_full(),  # noqa: PLW0108 - likewise
 )

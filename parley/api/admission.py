@@ -67,16 +67,21 @@ class Admission:
             ParleyError: `QUEUE_FULL`, with the seconds after which a retry is worth it: also for a queue that is
                 not full, but longer than the client waits.
         """
+        self.refuse_if_full(answers, jitter)
         if not self._has_room_for(answers):
             wait = self.expected_wait(answers)
-            if self.waiting + answers > self._queue:
-                raise _refused(f"The queue is full: {self._queue} answers may wait.", wait, jitter)
             if patience is not None and self._mean_seconds is not None and wait > patience:
                 raise _refused("The queue is longer than the time that the client gave.", wait - patience, jitter)
         place = Place(now, answers, start)
         self._waiting.append(place)
         self._fill(now)
         return place
+
+    def refuse_if_full(self, answers: int, jitter: float) -> None:
+        """Raises `QUEUE_FULL` when so many could not come in now; it changes nothing."""
+        if not self._has_room_for(answers) and self.waiting + answers > self._queue:
+            message = f"The queue is full: {self._queue} answers may wait."
+            raise _refused(message, self.expected_wait(answers), jitter)
 
     def leave(self, place: Place, now: float) -> None:
         """Lets one request out; those who waited longest take what it leaves free."""

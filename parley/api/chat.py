@@ -119,6 +119,10 @@ class Chat:
             self._builder = self._make_builder(self.info)
         return self._builder
 
+    def refuse_if_full(self) -> None:
+        """Raises what refuses a request for one answer now: cheap to ask before a request is read any further."""
+        self.admission.refuse_if_full(1, random.random())
+
     @asynccontextmanager
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, terms: Terms = PLAIN

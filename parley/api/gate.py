@@ -23,6 +23,9 @@ from parley.contract.limits import Limits
 from parley.engine.engine import Health, State
 from parley.telemetry.record import current
 
+ANSWERING = ("/chat", "/v1/chat/completions")
+"""Routes that need a place in the engine's batch."""
+
 REDIRECTS = (301, 302, 303, 307, 308)
 
 logger = logging.getLogger("parley.api")
@@ -39,6 +42,8 @@ class Gate:
         health: how the engine is; answers `/readyz`.
         native: for each native route the contract of its body, checked here because BentoML's own refusal would print
             the user's text into the log.
+        refuse_if_full: raises when no answer can be begun; asked before the frameworks read a request, as a refusal
+            is to cost little just when there are many.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Gate:
         recordings: Recordings,
         health: Callable[[], Health],
         native: dict[str, type[BaseModel]],
+        refuse_if_full: Callable[[], None],
     ) -> None:
         self._app = app
         self._keyring = keyring
@@ -56,6 +62,7 @@ class Gate:
         self._recordings = recordings
         self._health = health
         self._native = native
+        self._refuse_if_full = refuse_if_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -101,6 +108,8 @@ class Gate:
         if asked := Asked.by(key.name if key else "", scope, body):
             await self._recordings.answer(asked, self._app, scope, receive, answer.send, body)
         else:
+            if scope["path"] in ANSWERING:
+                self._refuse_if_full()
             await self._app(scope, replay(body, receive), answer.send)
 
     def _admit(self, scope: Scope) -> Key | None:

@@ -43,7 +43,7 @@ def podman(*arguments: str | Path) -> str:
     command = ["podman", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-    return (done.stdout or done.stderr).strip()
+    return done.stdout.strip()
 
 
 def fetch(url: str, body: object = None) -> bytes:
@@ -94,7 +94,7 @@ class Container:
         environment = [f"--env={key}={value}" for key, value in {**place, **self.environment}.items()]
         begun = time.monotonic()
         podman("run", "--detach", "--replace", f"--name={self.name}", *HARDENED, *environment, self.image)
-        wait_until_ready(self.url + self.health, lambda: podman("logs", "--tail=20", self.name))
+        wait_until_ready(self.url + self.health, self.log)
         return time.monotonic() - begun
 
     def stop(self) -> None:
@@ -108,6 +108,11 @@ class Container:
     def execute(self, *command: str) -> str:
         """What a command prints inside."""
         return podman("exec", self.name, *command)
+
+    def log(self) -> str:
+        """The last lines that it wrote."""
+        command = ["podman", "logs", "--tail=20", self.name]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
 
     def remove(self) -> None:
         """Ends it at once and forgets it."""

