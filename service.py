@@ -49,7 +49,7 @@ app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open
 @bentoml.service(
     name="parley",
     workers=1,
-    traffic={"timeout": int(settings.answer_timeout) + 60},  # a backstop: our own limit ends an answer before
+    traffic={"timeout": 2 * int(settings.answer_timeout) + 60},  # a backstop, above a long queue and a long answer
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},

@@ -1,6 +1,7 @@
 """Runs the benchmark: `python -m bench`, or `make bench`. `docs/performance.md` tells what is measured and how."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ BATCHES = (1, 8, 32)
 
 def main() -> None:
     """Entry point; ends with the JSON line on standard output, the rest is on standard error."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that servers are stopped, too
     chosen = options.parse()
     chosen.out.mkdir(parents=True, exist_ok=True)
     machine = describe()

@@ -1,6 +1,7 @@
 """InProcess: the contestant that is an engine without a server, in a process of its own."""
 
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -84,8 +85,10 @@ class InProcess:
 
 
 def _serve(pipe: Connection, folder: Path, dtype: str) -> None:
+    """The process: a session of its own, as the servers have, because Linux divides the CPU among sessions (autogroup)."""
     from bench.raw_engine import RawEngine
 
+    os.setsid()
     engine = RawEngine(folder, dtype)
     engine.warm_up()
     pipe.send([])

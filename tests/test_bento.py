@@ -21,13 +21,11 @@ from tests.conftest import needs
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = ROOT / "tests" / "offline.py"
 QUESTION = {"user_input": "Who is Batman?"}
-EMBEDDED = (ROOT / "models" / "pocket" / "config.json").is_file()
 
 
 def environment(home: Path) -> dict[str, str]:
-    """A new user's: an empty home, nothing of ours set. Echo stands in while the tree has no embedded model."""
-    user = {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "BENTOML_DO_NOT_TRACK": "True"}
-    return user if EMBEDDED else {**user, "PARLEY_ENGINE": "echo"}
+    """A new user's: an empty home, and nothing of ours set."""
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "BENTOML_DO_NOT_TRACK": "True"}
 
 
 def run(command: list[str | Path], home: Path, folder: Path, stdin: str | None = None) -> str:
@@ -90,9 +88,9 @@ def test_list_shows_the_bento(python: Path, home: Path, tmp_path: Path) -> None:
 def test_bento_holds_what_serving_needs_and_nothing_else(home: Path) -> None:
     """Fails when tests, training data, the client or git's files creep into every image, or a lock is missing."""
     top = {path.name for path in source(home).iterdir()}
-    assert top - {"models"} == {"service.py", "parley", "deploy", "bentofile.yaml"}
+    assert top == {"service.py", "parley", "models", "deploy", "bentofile.yaml"}
     assert [path.name for path in (source(home) / "deploy").iterdir()] == ["requirements-image.lock"]
-    assert not EMBEDDED or (source(home) / "models" / "pocket" / "config.json").is_file()
+    assert (source(home) / "models" / "pocket" / "config.json").is_file()
 
 
 def test_lock_has_every_dependency() -> None:

@@ -14,7 +14,6 @@ from parley.settings import Settings
 from tests.conftest import needs
 
 ROOT = Path(__file__).resolve().parents[1]
-EMBEDDED = (ROOT / "models" / "pocket" / "config.json").is_file()
 OVERLAYS = ["cpu", "gpu", "single-node"]
 KUBERNETES = "1.36"
 STOP_SECONDS = 20

@@ -18,7 +18,6 @@ MB = 1_000_000
 SERVICE_MB = 900
 CLIENT_MB = 600
 FOREIGN = ["gcc", "cc", "g++", "git", "curl", "nvcc"]
-EMBEDDED = (ROOT / "models" / "pocket" / "config.json").is_file()
 
 PAGE = """
 from streamlit.testing.v1 import AppTest
@@ -44,9 +43,8 @@ def size(image: str) -> int:
 
 @pytest.fixture(scope="module")
 def service(service_image: str) -> Container:
-    """The service with its default model; the model-free engine stands in while the tree has no embedded model."""
-    engine = {} if EMBEDDED else {"PARLEY_ENGINE": "echo"}
-    environment = {"PARLEY_ALLOW_ANONYMOUS": "true", **engine}
+    """The service with its default model."""
+    environment = {"PARLEY_ALLOW_ANONYMOUS": "true"}
     return Container(service_image, "parley-image-test", "127.0.0.21", environment=environment)
 
 

@@ -8,12 +8,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.image.podman import wait_until_ready
 from tests.image.podman5 import Run, podman5
-from tests.test_manifests import EMBEDDED, manifests
+from tests.test_manifests import manifests
 
 OURS = {("ConfigMap", "parley-settings"), ("Secret", "parley-keys"), ("PersistentVolumeClaim", "parley-models")}
 CONTAINER = "parley-pod-parley"
@@ -55,7 +54,6 @@ def probe(name: str) -> list[str]:
     return command
 
 
-@pytest.mark.skipif(not EMBEDDED, reason="the tree has no embedded model")
 def test_deployment_runs_as_written(service_image: str, tmp_path: Path) -> None:
     """Fails when the pod needs a writable root or root's rights, or does not read its ConfigMap or its Secret."""
     key = secrets.token_urlsafe(32)

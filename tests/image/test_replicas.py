@@ -1,39 +1,19 @@
 """Three replicas behind haproxy, with the configuration that we ship: restarts, deaths, and who answers whom."""
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from tests.conftest import free_port, needs
-from tests.image.conftest import ROOT, Note
+from tests.image.conftest import Note
 from tests.image.load import STREAM_CLIENTS, Load, under_load
-from tests.image.podman import Container, running, wait_until_ready
+from tests.image.podman import Container, running
+from tests.image.proxy import haproxy
 
 REQUESTS = 2_000
 SEEN_SECONDS = 2.0
 """Longer than haproxy's check interval: it knows that a replica is back."""
-
-
-@contextmanager
-def haproxy(replicas: list[Container]) -> Iterator[str]:
-    """The address that stands for all replicas."""
-    needs("haproxy")
-    listen = f"127.0.0.1:{free_port()}"
-    places = {f"PARLEY_REPLICA_{number}": f"{each.address}:{each.port}" for number, each in enumerate(replicas, 1)}
-    config = ROOT / "deploy/haproxy/haproxy.cfg"
-    environment = {**os.environ, **places, "PARLEY_LISTEN": listen}
-    process = subprocess.Popen(["haproxy", "-db", "-f", str(config)], env=environment, stdout=subprocess.DEVNULL)
-    try:
-        wait_until_ready(f"http://{listen}/readyz")
-        yield f"http://{listen}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def replicas(image: str, **settings: str) -> list[Container]:
