@@ -24,8 +24,8 @@ serve: .venv/run.stamp
 ui: .venv/run.stamp
 	@PARLEY_URL=$(PARLEY_URL) $(BIN)/python -m parley.up client --ui-port $(UI_PORT)
 
-test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(TESTS)
+test: .venv/dev.stamp .venv-check/stamp
+	PATH="$(CURDIR)/.venv-check/bin:$$PATH" $(BIN)/python -m pytest --ignore tests/image $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

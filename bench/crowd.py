@@ -1,6 +1,7 @@
 """Crowd: the load generator, several processes of `Load`, so that Python's lock does not slow down what it measures."""
 
 import multiprocessing
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class _Member:
 
 
 def _work(pipe: Connection, target: Target, workload: Workload, first: int, count: int) -> None:
+    os.setsid()  # as the servers: Linux divides a busy machine among sessions (autogroup)
     load = Load(target, workload, first, count)
     pipe.send(Watched([], 0.0))
     start: float = pipe.recv()

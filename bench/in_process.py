@@ -85,10 +85,9 @@ class InProcess:
 
 
 def _serve(pipe: Connection, folder: Path, dtype: str) -> None:
-    """The process: a session of its own, as the servers have, because Linux divides the CPU among sessions (autogroup)."""
     from bench.raw_engine import RawEngine
 
-    os.setsid()
+    os.setsid()  # as the servers: Linux divides a busy machine among sessions (autogroup), so all must have their own
     engine = RawEngine(folder, dtype)
     engine.warm_up()
     pipe.send([])

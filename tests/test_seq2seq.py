@@ -16,6 +16,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Job, Placement, Sampling
 from parley.engine.runners import int8, seq2seq
+from parley.engine.runners.chain import Chain
+from parley.engine.runners.cohort import Answer, Cohort
+from parley.engine.runners.rules import Rules
 from tests.models_seq2seq import BUILDERS, POSITIONS, VOCABULARY, build_bart, build_blenderbot, build_flan_t5, prompts
 
 FORCED = {"forced_eos_token_id": 2}
@@ -105,6 +108,21 @@ def reference(model: Any, job: Job) -> list[int]:
     return tokens[:-1] if tokens[-1] in (eos if isinstance(eos, list) else [eos]) else tokens
 
 
+def stepwise_logits(runner: seq2seq.Seq2SeqRunner, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """The decoder's logits after each token of a given answer, (tokens, vocabulary), through the caches."""
+    ids = torch.tensor([prompt])
+    encoded = runner._encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+    chain = Chain(answer[0], runner._generation.ending, None)
+    cohort = Cohort(1, 1, runner._shape, runner._decoder.relative)
+    cohort.add(Answer(0, Rules(runner._generation.config, prompt), chain), runner._decoder.cross_keys_values(encoded))
+    rows = []
+    for following in [*answer[1:], answer[0]]:
+        tokens, positions = cohort.begin()
+        rows.append(runner._decoder(torch.tensor(tokens), torch.tensor(positions), [cohort]))
+        chain.advance(following)
+    return torch.cat(rows)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Models this small are slower on more threads than on one."""
@@ -134,6 +152,24 @@ def test_answers_are_those_of_generate(family: str, generation: dict[str, Any], 
     outcomes = run(load(path), jobs, chance)
     model = AutoModelForSeq2SeqLM.from_pretrained(path).eval()
     assert {job.id: outcomes[job.id].tokens for job in jobs} == {job.id: reference(model, job) for job in jobs}
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_logits_are_as_near_to_the_truth_as_transformers_own(family: str, tmp_path: Path) -> None:
+    """Fails when a scale, a norm or a position is nearly right: too little to change a tiny model's tokens often."""
+    path = BUILDERS[family](tmp_path / "model", num_beams=1, max_length=30)
+    prompt, answer = prompts(2, seed=21, longest=29)
+    runner = load(path)
+    start = runner._generation.start
+    with torch.no_grad():
+        ours = stepwise_logits(runner, prompt, [start, *answer])
+        exact, theirs = (
+            AutoModelForSeq2SeqLM.from_pretrained(path, dtype=dtype)(
+                input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *answer]])
+            ).logits[0]
+            for dtype in (torch.float64, torch.float32)
+        )
+    assert (ours - exact).abs().max() < 4 * (theirs - exact).abs().max()
 
 
 def test_answers_alone_are_those_in_company(blenderbot: Path) -> None:

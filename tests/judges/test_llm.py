@@ -39,8 +39,10 @@ def test_it_prints_the_answer(home: Path, more: tuple[str, ...]) -> None:
 
 def test_a_conversation_goes_on(home: Path) -> None:
     """Fails when the history as this client sends it is refused."""
-    assert llm(home, "-m", "parley", "-s", "be brief", "first").stdout == "first\n"
-    assert llm(home, "-c", "second").stdout == "second\n"
+    first = llm(home, "-m", "parley", "-s", "be brief", "first")
+    assert (first.stdout, first.returncode) == ("first\n", 0), first.stderr
+    second = llm(home, "-c", "second")
+    assert (second.stdout, second.returncode) == ("second\n", 0), second.stderr
 
 
 def test_a_refusal_says_why(home: Path) -> None:

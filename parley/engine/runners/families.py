@@ -35,12 +35,11 @@ class LearnedEmbedding(nn.Module):
         super().__init__()
         self.tokens, self.positions = decoder.embed_tokens, decoder.embed_positions.weight
         self.offset = getattr(decoder.embed_positions, "offset", 0)
-        self.scale = getattr(decoder, "embed_scale", 1.0)
         self.norm_tokens, self.norm_sum = norm_tokens, norm_sum
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(rows,) and (rows,) to (rows, model size)."""
-        embedded: Tensor = self.norm_tokens(self.tokens(tokens) * self.scale)
+        embedded: Tensor = self.norm_tokens(self.tokens(tokens))
         normed: Tensor = self.norm_sum(embedded + self.positions[positions + self.offset])
         return normed
 
@@ -117,7 +116,7 @@ def _bart(model: Any) -> Decoder:
 
 def _bart_like(model: Any, post_norm: bool, norm_tokens: nn.Module, norm_sum: nn.Module, norm: nn.Module) -> Decoder:
     decoder = model.model.decoder
-    # Blenderbot and BART scale in their embedding module, BlenderbotSmall in the decoder, under the same name.
+    # Blenderbot and BART scale in their embedding module; BlenderbotSmall's decoder, unlike its encoder, not at all.
     embed = LearnedEmbedding(decoder, norm_tokens, norm_sum)
     blocks = [_bart_block(layer, post_norm) for layer in _taken(decoder.layers)]
     return Decoder(embed, blocks, norm, Head(model.lm_head, 1.0, model.final_logits_bias))
