@@ -21,6 +21,7 @@ from parley.api.exposure import exposure_fault, listening_address
 from parley.api.gate import Gate
 from parley.api.idempotency import Recordings
 from parley.api.keys import load_keys
+from parley.api.listener import cut_stalled_readers, listener
 from parley.api.native import reply_to
 from parley.api.openapi import document
 from parley.api.protocol import use_json_errors
@@ -71,7 +72,10 @@ class Parley:
 
     def __init__(self) -> None:
         end_with_parent(signal.SIGTERM)
-        if fault := exposure_fault(listening_address(sys.argv), keyring.open_to_all, settings.allow_anonymous):
+        with listener(sys.argv) as listening:
+            address = listening_address(listening)
+            cut_stalled_readers(listening)
+        if fault := exposure_fault(address, keyring.open_to_all, settings.allow_anonymous):
             tell_failure(fault)
         try:
             self._chat = create_chat(settings)

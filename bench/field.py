@@ -17,10 +17,15 @@ from bench.server import Server
 
 PORT = 3970
 URL = f"http://127.0.0.1:{PORT}"
-VLLM = Path(".venv-vllm/bin/vllm")
+VLLM = Path(".venv-vllm")
+TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
+"""vLLM's documentation asks for it and for Intel's OpenMP; without them it is slower."""
 MOST_USERS = 32
+CACHE_GB = 2
 CONTEXT_PER_USER = 2048
 """llama.cpp divides its context among its users."""
+TRANSFORMERS_CACHE_SHARE = 0.1
+"""Of the memory; its own default takes nine tenths of it."""
 
 Entry = Callable[[Path, Path], Contestant]
 """Makes a contestant from a model's folder and a log file; raises `NotStarted` when something is missing."""
@@ -58,9 +63,10 @@ def _plain(folder: Path, log: Path) -> Contestant:
 
 def _transformers(folder: Path, log: Path) -> Contestant:
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--continuous-batching"]
-    options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(PORT)]
+    options = ["--device", "cpu", "--cb-max-memory-percent", str(TRANSFORMERS_CACHE_SHARE)]
+    where = ["--host", "127.0.0.1", "--port", str(PORT)]
     target = Target(URL, str(folder), _sampling(folder), says_done=False)
-    return Server("transformers serve", [*command, *options], target, log)
+    return Server("transformers serve", [*command, *options, *where], target, log)
 
 
 def _llama_cpp(folder: Path, log: Path) -> Contestant:
@@ -68,16 +74,24 @@ def _llama_cpp(folder: Path, log: Path) -> Contestant:
     context = MOST_USERS * CONTEXT_PER_USER
     options = ["--model", str(model), "--port", str(PORT), "--parallel", str(MOST_USERS), "--ctx-size", str(context)]
     target = Target(URL, "llama", _sampling(folder))
-    return Server("llama.cpp server", [str(exports.LLAMA / "bin" / "llama-server"), *options], target, log)
+    return Server("llama.cpp Q8_0", [str(exports.LLAMA / "bin" / "llama-server"), *options], target, log)
 
 
 def _vllm(folder: Path, log: Path) -> Contestant:
-    if not VLLM.exists():
-        raise NotStarted(f"{VLLM} is not installed; `make bench-peers` sets it up")
-    options = ["--port", str(PORT), "--max-num-seqs", str(MOST_USERS), "--max-model-len", str(CONTEXT_PER_USER)]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    python = VLLM / "bin" / "python"
+    if not python.exists():
+        raise NotStarted(f"{VLLM} is not there; `make bench-peers` sets it up")
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(PORT)]
+    options = ["--dtype", "bfloat16", "--max-num-seqs", str(MOST_USERS), "--max-model-len", str(CONTEXT_PER_USER)]
+    preloaded = [str(path.resolve()) for path in (VLLM / "lib" / "libiomp5.so", TCMALLOC) if path.exists()]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(CACHE_GB),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "LD_PRELOAD": ":".join(preloaded),
+    }
     target = Target(URL, str(folder), _sampling(folder))
-    return Server("vLLM", [str(VLLM), "serve", str(folder), *options], target, log, environment, "VLLM::EngineCore")
+    return Server("vLLM bf16", [*command, *options], target, log, environment, "VLLM::")
 
 
 def _sampling(folder: Path) -> dict[str, JsonValue]:

@@ -9,7 +9,7 @@ from bench.trials import Event, Start, Trial, typical
 RAW, RAW_INT8 = "raw OpenVINO fp32", "raw OpenVINO int8"
 PARLEY, PARLEY_INT8 = "Parley OpenVINO fp32", "Parley OpenVINO int8"
 SEQ2SEQ, SEQ2SEQ_INT8 = "Parley seq2seq fp32", "Parley seq2seq int8"
-VLLM, LLAMA, PLAIN = "vLLM", "llama.cpp server", "plain FastAPI"
+VLLM, LLAMA, PLAIN = "vLLM bf16", "llama.cpp Q8_0", "plain FastAPI"
 
 _AGAINST_OTHERS = {
     "S": {LLAMA: 2.0, VLLM: 2.0, PLAIN: 15.0},

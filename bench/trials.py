@@ -83,12 +83,16 @@ def _rotated(keys: list[str], by: int) -> list[str]:
 
 
 def typical(events: Sequence[Event]) -> list[Trial]:
-    """Of the rounds of each contestant and workload, the one with the median throughput (of two, the slower)."""
+    """Of the rounds of each contestant and workload, the one with the median throughput (of two, the slower).
+
+    All contestants of a workload come together, in the order in which they first took part.
+    """
     groups: dict[tuple[str, str, str], list[Trial]] = {}
     for event in events:
         if isinstance(event, Trial):
             groups.setdefault((event.model, event.workload, event.contestant), []).append(event)
-    return [_middle(trials) for trials in groups.values()]
+    places = {(model, workload): place for place, (model, workload, _) in reversed(list(enumerate(groups)))}
+    return [_middle(groups[key]) for key in sorted(groups, key=lambda key: places[key[:2]])]
 
 
 def _middle(trials: list[Trial]) -> Trial:

@@ -40,7 +40,7 @@ class ContainerTool:
         labelled = [] if self.name == "docker" else ["--format=docker"]  # OCI's format has no health check
         arguments = [f"--build-arg={key}={value}" for key, value in mirror.arguments.items()]
         secrets = [f"--secret={secret}" for secret in mirror.secrets]
-        command = ["build", *labelled, *arguments, *secrets, "-t", image, "-f", dockerfile, context]
+        command = ["build", *labelled, *arguments, *secrets, "-t", image, "-f", str(dockerfile), str(context)]
         if subprocess.run([self.name, *command], check=False).returncode:
             raise ToolError(f"{self.name} could not build {image}")
 

@@ -102,7 +102,7 @@ def containerize(bento: str, image: str, torch: str, tool: ContainerTool) -> Non
     with contextlib.chdir(tempfile.gettempdir()):
         bentoml.container.build(
             bento,
-            backend=tool.name,  # type: ignore[call-overload]  # one overload for each backend's name
+            backend=tool.name,
             image_tag=(image,),
             build_arg={"TORCH": torch, **mirror.arguments},
             secret=mirror.secrets,

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import tomllib
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ def environment(home: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "BENTOML_DO_NOT_TRACK": "True"}
 
 
-def run(command: list[str | Path], home: Path, folder: Path, stdin: str | None = None) -> str:
+def run(command: Sequence[str | Path], home: Path, folder: Path, stdin: str | None = None) -> str:
     """What the command prints; its own account of a failure fails the test."""
     env = environment(home)
     done = subprocess.run(command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, check=False)
@@ -48,7 +48,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     interpreter = folder / "bin" / "python"
-    command = [interpreter, "-c", "import parley"]
+    command = [str(interpreter), "-c", "import parley"]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert "No module named 'parley'" in found.stderr
     return interpreter

@@ -8,6 +8,7 @@ import pytest
 
 from parley.api.exposure import exposure_fault, is_private, listening_address
 from parley.api.keys import load_keys
+from parley.api.listener import listener
 from parley.contract.limits import Limits
 from parley.settings import Settings, SettingsError
 from tests.conftest import POCKET, serve
@@ -123,8 +124,9 @@ def test_only_loopback_is_private(address: str, private: bool) -> None:
 
 def test_a_process_without_a_listener_is_not_taken_for_private() -> None:
     """Fails when another way to start the service skips the question (R13)."""
-    assert not is_private(listening_address(["worker", "--fd"]))
-    assert not is_private(listening_address([]))
+    for arguments in (["worker", "--fd"], []):
+        with listener(arguments) as listening:
+            assert not is_private(listening_address(listening))
 
 
 def broken_model(tmp_path: Path) -> str:

@@ -1,24 +1,17 @@
-"""Who can reach the service: told by the socket that the worker listens on, whatever option or variable chose it."""
+"""Who can reach the service: told by the socket that the worker listens on."""
 
 import ipaddress
-import os
 import socket
 import sys
-from collections.abc import Sequence
 
 UNKNOWN = "an unknown address"
 
 
-def listening_address(arguments: Sequence[str]) -> str:
-    """The address that a worker listens on; `UNKNOWN` in a process that is none.
-
-    Args:
-        arguments: the worker's command line. BentoML's supervisor hands the socket over as `--fd N`.
-    """
-    if "--fd" not in arguments[:-1]:
+def listening_address(listening: socket.socket | None) -> str:
+    """The address of a listening socket; `UNKNOWN` without one."""
+    if listening is None:
         return UNKNOWN
-    with socket.socket(fileno=os.dup(int(arguments[arguments.index("--fd") + 1]))) as listener:
-        name = listener.getsockname()
+    name = listening.getsockname()
     return name[0] if isinstance(name, tuple) else "localhost"
 
 

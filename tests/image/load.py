@@ -84,7 +84,7 @@ def _stream(http: httpx.Client, url: str, words: str) -> Outcome:
 
 
 def _replica(response: httpx.Response) -> str:
-    return response.headers.get("x-served-by", "")
+    return str(response.headers.get("x-served-by", ""))
 
 
 def _text(events: list[str]) -> str:

@@ -60,7 +60,7 @@ def _debian_13(folder: Path) -> Iterator[Run]:
     (root / "etc/containers/storage.conf").write_text(STORAGE)
     (root / "etc/containers/containers.conf").write_text(Path(os.environ["CONTAINERS_CONF"]).read_text())
     images = podman("info", "--format={{.Store.GraphRoot}}")
-    command = ["unshare", "--mount", "sh", "-c", ENTER, "sh", root, images, folder]
+    command = ["unshare", "--mount", "sh", "-c", ENTER, "sh", str(root), images, str(folder)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"entered\n"

@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
 from tests.image.conftest import ROOT, Note
-from tests.image.podman import HARDENED, Container, fetch, podman, running, wait_until_ready
+from tests.image.podman import HARDENED, Container, fetch, podman, running
+from tests.image.registry import registry
 
 MB = 1_000_000
 SERVICE_MB = 900
@@ -25,15 +23,6 @@ page = AppTest.from_file("/app/frontend/app.py", default_timeout=30).run()
 assert not page.exception, page.exception
 print(len(page.chat_input))
 """
-
-REGISTRY = """\
-version: 0.1
-storage: {{filesystem: {{rootdirectory: "{folder}/registry"}}}}
-http: {{addr: "{address}"}}
-"""
-
-
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def size(image: str) -> int:
@@ -130,21 +119,6 @@ def test_page_runs_hardened(client_image: str, service: Container) -> None:
     page = Container(client_image, "parley-page", "127.0.0.23", 8501, "/_stcore/health", environment)
     with running(service, page):
         assert page.execute("python", "-c", PAGE) == "1"
-
-
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """A registry on loopback; its address."""
-    needs("docker-registry")
-    address = "127.0.0.25:5055"
-    (folder / "config.yml").write_text(REGISTRY.format(folder=folder, address=address))
-    process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], **QUIET)
-    try:
-        wait_until_ready(f"http://{address}/v2/")
-        yield address
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_pushed_image_runs_by_its_digest(service: Container, tmp_path: Path, note: Note) -> None:

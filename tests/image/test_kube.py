@@ -26,7 +26,8 @@ def manifest(image: str, key: str) -> str:
     deployment["spec"]["template"]["spec"]["containers"][0]["image"] = image
     entry = f'[[keys]]\nname = "test"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
     objects["Secret", "parley-keys"]["stringData"]["keys.toml"] = entry
-    return yaml.safe_dump_all([*(objects[each] for each in sorted(OURS)), deployment])
+    text: str = yaml.safe_dump_all([*(objects[each] for each in sorted(OURS)), deployment])
+    return text
 
 
 def address(podman: Run) -> str:

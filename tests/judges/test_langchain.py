@@ -31,7 +31,14 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def chat_model_params(self) -> dict[str, Any]:
         # LangChain shares one asynchronous client between event loops, and each test here has a loop of its own.
         own = {"http_async_client": httpx.AsyncClient()}
-        return {"base_url": self.url, "api_key": "none", "model": "pocket", "temperature": 0, "stream_usage": True, **own}
+        return {
+            "base_url": self.url,
+            "api_key": "none",
+            "model": "pocket",
+            "temperature": 0,
+            "stream_usage": True,
+            **own,
+        }
 
     @property
     def has_tool_calling(self) -> bool:

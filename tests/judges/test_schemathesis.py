@@ -1,7 +1,6 @@
 """Schemathesis on our own OpenAPI document: all phases, valid and invalid requests, null bytes."""
 
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -34,11 +34,14 @@ def prepare(module: nn.Module, precision: str, device: torch.device) -> None:
     """
     if precision == "int8":
         _replace(module, Int8Linear)
-    elif device.type == "cpu" and torch.backends.mkldnn.is_available() and _packs(precision):
+    elif device.type == "cpu" and _packs(precision):
         _replace(module, PackedLinear)
 
 
 def _packs(precision: str) -> bool:
+    """Whether this build of torch has oneDNN, and oneDNN the precision."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return False
     return precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
