@@ -13,7 +13,7 @@ export BENTOML_DO_NOT_TRACK := True
 export UV_SYSTEM_CERTS := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: up serve ui test lint bench lock clean
+.PHONY: up serve ui test lint bench bench-peers lock clean
 
 up: .venv/run.stamp
 	@$(BIN)/python -m parley.up all --port $(PORT) --ui-port $(UI_PORT)
@@ -61,6 +61,38 @@ lock: .venv/bin/uv
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
 	$(INSTALL) -r requirements-dev.lock || $(BIN)/pip install --no-deps --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# BENCH holds options, such as '--models S --rounds 1': see `python -m bench --help`. What is not installed is left out.
+bench: .venv/run.stamp
+	@$(BIN)/python -m bench $(BENCH)
+
+# What Parley is compared with, and the exporter of its models, each in an environment of its own. One may fail alone.
+bench-peers: .venv/bin/uv
+	@$(MAKE) --keep-going .venv-export/peer.stamp .venv-llama/peer.stamp .venv-vllm/peer.stamp
+
+LLAMA_CPP_PYTHON := 0.3.36
+LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+
+.venv-export/peer.stamp: bench/peers/requirements-export.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --no-deps "torch==$(TORCH)" -r $<
+	@touch $@
+
+.venv-vllm/peer.stamp: bench/peers/requirements-vllm.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --no-deps "torch==$(TORCH)+cpu" -r $<
+	-cd $(@D) && apt-get download -qq libtcmalloc-minimal4 && dpkg -x libtcmalloc-minimal4_*.deb tcmalloc
+	@touch $@
+
+# llama.cpp's own server, from the source that llama-cpp-python ships; that package's server answers one user at a time.
+.venv-llama/peer.stamp:
+	mkdir -p $(@D)/bin
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==$(LLAMA_CPP_PYTHON)
+	tar xzf $(@D)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory $(@D) --strip-components 2 --wildcards '*/vendor/llama.cpp'
+	cmake -S $(@D)/llama.cpp -B $(@D)/build $(LLAMA_OPTIONS)
+	cmake --build $(@D)/build --target llama-server --parallel
+	cp $(@D)/build/bin/llama-server $(@D)/bin/
 	@touch $@
 
 clean:

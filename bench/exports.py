@@ -38,7 +38,7 @@ def gguf(folder: Path) -> Path:
     target = folder / "model-q8_0.gguf"
     if not target.is_file():
         _need(LLAMA / "bin" / "llama-server")
-        _run([sys.executable, "-m", "bench.peers.to_gguf", str(LLAMA / "source"), str(folder), str(target)], target)
+        _run([sys.executable, "-m", "bench.peers.to_gguf", str(LLAMA / "llama.cpp"), str(folder), str(target)], target)
     return target
 
 

@@ -18,7 +18,7 @@ from bench.server import Server
 PORT = 3970
 URL = f"http://127.0.0.1:{PORT}"
 VLLM = Path(".venv-vllm")
-TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
+TCMALLOC = VLLM / "tcmalloc/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 """vLLM's documentation asks for it and for Intel's OpenMP; without them it is slower."""
 MOST_USERS = 32
 CACHE_GB = 2

@@ -75,7 +75,7 @@ def source(home: Path) -> Path:
 def answer(python: Path, home: Path, tag: str, folder: Path) -> object:
     """What the served Bento says to `QUESTION`, with nothing but loopback to talk to."""
     needs("unshare")
-    command = ["unshare", "-rn", sys.executable, OFFLINE, python, tag, "/chat"]
+    command = ["unshare", "-rn", sys.executable, str(OFFLINE), str(python), tag, "/chat"]
     return json.loads(run(command, home, folder, stdin=json.dumps(QUESTION)))
 
 

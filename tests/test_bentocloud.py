@@ -24,7 +24,14 @@ CLOUD = ROOT / "deploy" / "bentocloud"
 TOKEN = "a-token-of-the-test"
 NOW = "2026-01-01T00:00:00Z"
 
-RESOURCE: dict[str, Any] = {"uid": "1", "created_at": NOW, "updated_at": NOW, "deleted_at": None, "resource_type": "any", "labels": []}
+RESOURCE: dict[str, Any] = {
+    "uid": "1",
+    "created_at": NOW,
+    "updated_at": NOW,
+    "deleted_at": None,
+    "resource_type": "any",
+    "labels": [],
+}
 USER = {"name": "tester", "email": "", "first_name": "", "last_name": ""}
 BENTO = {
     **RESOURCE,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode
 from parley.engine.engine import Event, Failure, Finish
 from parley.engine.launch import Launch
@@ -16,15 +17,19 @@ from parley.engine.model import resolve
 from parley.engine.process import EngineProcess
 from parley.engine.runner import Placement, Sampling
 from parley.engine.watch import Limits
-from tests.conftest import Served, descendants, serve
+from parley.tokenizer import Tokenizer
+from tests.conftest import POCKET, Served, descendants, serve
 from tests.test_bad_input import BROKEN
 
-NEIGHBOURS = 15
+NEIGHBOURS = [
+    "Batman", "Superman", "Magneto", "Hulk", "Storm", "Asterix", "Tintin", "Akira", "Watchmen", "Maus", "Krypton",
+    "Joker", "Thor", "Snoopy", "Spawn",
+]  # fmt: skip
 POISONS = {
     "an impossible parameter": ([5, 6, 7], Sampling(repetition_penalty=0.0)),
     "an empty prompt": ([], Sampling()),
     "tokens that are none": ([10**6, -5, 2**40], Sampling(max_tokens=4)),
-    "longer than the model": ([5, 6] * 2000, Sampling(max_tokens=4)),
+    "longer than the model": ([5, 6] * 600, Sampling(max_tokens=4)),
 }
 
 
@@ -54,15 +59,18 @@ async def test_r03_a_poison_request_fails_alone(engine: EngineProcess, poison: s
     What raises or gives NaN inside the model step is in tests/test_transformers_runner.py and tests/test_seq2seq.py. A
     schema that cannot be compiled would end this library's process: tests/test_bad_input.py sees that none gets there.
     """
-    neighbours = [([20 + index, 30, 40], Sampling(max_tokens=16, temperature=0)) for index in range(NEIGHBOURS)]
+    tokenizer = Tokenizer.load(POCKET)
+    prompts = [tokenizer.chat([Message("user", f"Who is {name}?")]) for name in NEIGHBOURS]
+    neighbours = [(prompt, Sampling(max_tokens=16, temperature=0)) for prompt in prompts]
     clean = await asyncio.gather(*(answer(engine, *job) for job in neighbours))
     jobs = [*neighbours[:8], POISONS[poison], *neighbours[8:]]
     mixed = await asyncio.gather(*(answer(engine, *job) for job in jobs))
     _, end = mixed.pop(8)
     assert isinstance(end, Finish) or end.code is ErrorCode.ENGINE_ERROR  # type: ignore[union-attr]
     assert [text for text, _ in mixed] == [text for text, _ in clean]
+    assert all(text for text, _ in clean)
     assert engine.health().restarts == 0
-    print(f"\nR3: {poison}: {type(end).__name__}, the other {NEIGHBOURS} as in a clean run")
+    print(f"\nR3: {poison}: {type(end).__name__}, the other {len(clean)} as in a clean run")
 
 
 HOOK = """

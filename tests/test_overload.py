@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import re
 import selectors
 import socket
+import statistics
 import threading
 import time
 from collections import Counter
@@ -18,6 +20,9 @@ import requests
 from parley.api.admission import Admission, Place
 from parley.contract.errors import ErrorCode, ParleyError
 from tests.conftest import Served, serve
+from tests.readers import memory, worker_pid
+from tests.scrape import records, until
+from tests.soak import amount
 
 COMPLETIONS = "/v1/chat/completions"
 PLACES, QUEUE = 4, 8
@@ -96,6 +101,33 @@ def test_ten_times_too_many_are_served_or_refused_at_once(small: Served) -> None
     middle, last = (1000 * seconds for seconds in (refusals[len(refusals) // 2], refusals[-1]))
     print(f"\nR8: {dict(statuses)}; {len(refusals)} refusals sent at once: p50 {middle:.0f} ms, last {last:.0f} ms")
     assert requests.get(f"{small.url}/readyz", timeout=5).json()["running"] == 0
+
+
+def test_the_admitted_begin_in_the_time_that_the_refused_are_told(small: Served) -> None:
+    """Fails when a place in the queue is worth nothing, or a burst leaves something behind in memory (R8)."""
+    at_once(PLACES, lambda _: requests.post(small.url + COMPLETIONS, json=slow(20), timeout=60))  # measures the rate
+    begun = len(records(small))
+    bursts = amount(2, 20)
+    waits: list[int] = []
+    used: list[int] = []
+    for _ in range(bursts):
+        answers = burst(small, slow(20, stream=True), 10 * (PLACES + QUEUE))
+        waits += [int(wait) for answer, _ in answers for wait in re.findall(rb"retry-after-ms: (\d+)", answer)]
+        used.append(memory(worker_pid(small)))
+    until(lambda: len(admitted(small, begun)) == bursts * (PLACES + QUEUE))
+    slowest, promised = max(admitted(small, begun)), statistics.median(waits) / 1000
+    grown = (used[-1] - used[0]) / 2**20
+    print(
+        f"\nR8: {bursts} bursts, {len(waits)} refused; slowest time to first token {slowest:.2f} s, "
+        f"the refused are told {promised:.2f} s; memory grew by {grown:.1f} MiB"
+    )
+    assert slowest < 2 * promised
+    assert grown < 16
+
+
+def admitted(served: Served, since: int) -> list[float]:
+    """Times to the first token of the answers that were begun after so many records."""
+    return [record["time_to_first_token"] for record in records(served)[since:] if record["status"] == 200]
 
 
 def test_those_who_wait_are_served_in_turn(small: Served) -> None:

@@ -13,7 +13,8 @@ _COMMON_ROUNDS = {"joke", "recommendation"}
 
 def small_talk(talk: Talk) -> Turn:
     """Greetings, thanks, questions about the assistant, gibberish, attempts to overturn it."""
-    exchange = talk.rng.choice(talk.book.smalltalk)
+    weights = [exchange.get("weight", 1) for exchange in talk.book.smalltalk]
+    exchange = talk.rng.choices(talk.book.smalltalk, weights)[0]
     if exchange["topic"] not in ("thanks", "praise", "ok"):
         talk.leave()
     return _exchange(talk, exchange)

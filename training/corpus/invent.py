@@ -13,7 +13,7 @@ def syllables(book: Book, rng: Random, count: int) -> str:
 
 def person(book: Book, rng: Random) -> str:
     """A user's first name: a common one, or made up so that the model learns to copy it."""
-    if rng.random() < 0.55:
+    if rng.random() < 0.35:
         return rng.choice(book.people)
     return syllables(book, rng, rng.choice((1, 2, 2, 3))).capitalize()
 

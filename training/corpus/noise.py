@@ -66,7 +66,7 @@ def noisy(text: str, rng: Random, keep: str = "") -> str:
     """The text as somebody may type it; the word `keep` is never misspelt."""
     if rng.random() < 0.16:
         text = _with_other_words(text, rng, keep)
-    if rng.random() < 0.26:
+    if rng.random() < 0.32:
         text = _with_slips(text, rng, keep)
     if rng.random() < 0.1:
         text = _with_short_forms(text, rng)
@@ -118,6 +118,6 @@ def _cased(text: str, rng: Random) -> str:
     draw = rng.random()
     if draw < 0.45:
         return text.lower()
-    if draw < 0.49:
+    if draw < 0.53:
         return text.upper()
     return text[:1].upper() + text[1:]

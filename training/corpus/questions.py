@@ -151,7 +151,7 @@ def _asked(talk: Talk, subject: Subject, fact: FactKind, text: str) -> Turn:
 def _some_fact(talk: Talk, subject: Subject) -> FactKind:
     """A fact of the subject that can be asked for, the plain "who is" more often than others."""
     facts = [fact for fact in talk.book.known(subject) if fact.asks]
-    if talk.rng.random() < 0.1:
+    if talk.rng.random() < 0.16:
         return facts[0]
     return talk.rng.choice(facts)
 
@@ -160,7 +160,8 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
     """The question for a fact in one of its wordings, with what people put around it."""
     rng = talk.rng
     values = talk.book.slots_of[subject.name] | name_slots(subject, rng, fact)
-    if fact.bits and rng.random() < 0.25:
+    means_last_question = fact.key == "who" and talk.fact is not None
+    if fact.bits and not means_last_question and rng.random() < 0.25:
         return write(rng.choice(fact.bits), rng, values)
     return framed(_plain(talk, fact, values), talk)
 

@@ -11,22 +11,22 @@ from training.corpus.talk import Move, Talk, Turn
 Message = dict[str, str]
 
 MOVES: dict[Move, float] = {
-    questions.named_question: 34,
+    questions.named_question: 32,
     questions.pronoun_question: 12,
-    questions.same_question: 8,
-    questions.same_question_by_pronoun: 5,
+    questions.same_question: 12,
+    questions.same_question_by_pronoun: 7,
     questions.right_or_wrong: 6,
     questions.two_questions: 2,
     questions.missing_fact: 3,
     questions.more: 5,
-    chatter.small_talk: 9,
-    chatter.decline: 8,
+    chatter.small_talk: 12,
+    chatter.decline: 7,
     chatter.tell: 4,
-    chatter.recall: 16,
-    chatter.repeat: 3,
+    chatter.recall: 26,
+    chatter.repeat: 5,
     chatter.start_round: 2,
     chatter.next_round: 6,
-    chatter.unknown_name: 6,
+    chatter.unknown_name: 4.5,
     chatter.nobody: 0.5,
 }
 LONG_TALKS = 0.02

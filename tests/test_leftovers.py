@@ -1,0 +1,126 @@
+"""What is left when clients leave, stall, or ask for more than fits: nothing (R11, R22)."""
+
+import json
+import random
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from parley.api.listener import READER_SECONDS
+from tests.conftest import Served, serve
+from tests.readers import memory, running, worker_pid
+from tests.scrape import scrape, total, until
+from tests.soak import amount
+
+COMPLETIONS = "/v1/chat/completions"
+ANSWERS = 64
+"""Of one request that nobody reads: more bytes than the kernel buffers for one connection."""
+
+
+@pytest.fixture(scope="module")
+def wide() -> Iterator[Served]:
+    """A service that gives many answers to one request."""
+    settings = {"PARLEY_MAX_BATCH": str(2 * ANSWERS), "PARLEY_LIMIT_N": str(ANSWERS)}
+    with serve({"PARLEY_ENGINE": "echo", **settings}) as served:
+        yield served
+
+
+def send(served: Served, path: str, body: Any, buffer: int | None = None) -> socket.socket:
+    """A request whose answer is not read; with a small buffer, the server soon cannot go on sending."""
+    host, port = urlsplit(served.url).netloc.split(":")
+    connection = socket.socket()
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect((host, int(port)))
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes it with RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def stalled(wide: Served) -> Iterator[tuple[socket.socket, float, int]]:
+    """A reader that has stopped reading, since when, and the service's memory before it came."""
+    before = memory(worker_pid(wide))
+    text = "slow " + ("a" * 97 + " ") * 40
+    body = {"messages": [{"role": "user", "content": text}], "stream": True, "logprobs": True, "n": ANSWERS}
+    with send(wide, COMPLETIONS, body, buffer=4096) as connection:
+        yield connection, time.monotonic(), before
+
+
+ASKED = {"role": "user", "content": "Tell me everything about Batman and Robin."}
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"messages": [ASKED], "stream": True, "max_tokens": 400}),
+    (COMPLETIONS, {"messages": [ASKED], "max_tokens": 400, "n": 2}),
+    ("/chat", {"user_input": ASKED["content"]}),
+    ("/chat", {"history": [ASKED]}),
+]
+
+
+@pytest.mark.usefixtures("stalled")  # it needs its time: test_r11_a_reader_that_stalls_is_cut looks at it in the end
+def test_r11_clients_that_leave_leave_nothing(service: Served) -> None:
+    """R11. Fails when answers go on, or keep their cache, for clients that reset their connections."""
+    rng = random.Random(11)
+    resets = amount(200, 2000)
+    for _ in range(resets // 40):
+        connections = [send(service, *rng.choice(FORMS)) for _ in range(40)]
+        time.sleep(rng.uniform(0, 0.3))
+        for connection in connections:
+            reset(connection)
+    began = time.monotonic()
+    until(lambda: running(service) == 0, seconds=10)
+    until(lambda: total(scrape(service), "vllm:kv_cache_usage_perc") == 0, seconds=10)
+    print(f"\nR11: {resets} resets, nothing runs and the cache is empty after {time.monotonic() - began:.2f} s")
+    assert total(scrape(service), "vllm:num_requests_waiting") == 0
+
+
+def test_r22_more_than_the_cache_holds_ends_well() -> None:
+    """R22. Fails when a full cache hangs, loses or changes answers, or holds on to anything."""
+    with serve({"PARLEY_MAX_BATCH": "2"}) as served:  # the cache has room for two of the longest conversations
+        long = [f"{index}: " + "Who is Batman? " * 150 for index in range(64)]
+
+        def ask(text: str) -> tuple[int, str]:
+            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 16, "temperature": 0}
+            answer = requests.post(served.url + COMPLETIONS, json=body, timeout=300)
+            said = answer.json()["choices"][0]["message"]["content"] if answer.ok else answer.json()["error"]["code"]
+            return answer.status_code, said
+
+        alone = ask(long[0])
+        with ThreadPoolExecutor(ANSWERS) as pool:
+            together = list(pool.map(ask, long))
+        print(f"\nR22: 64 long requests on a cache for 2: {dict(Counter(status for status, _ in together))}")
+        assert {status for status, _ in together} <= {200, 429}
+        assert together[0] == alone
+        until(lambda: total(scrape(served), "vllm:kv_cache_usage_perc") == 0, seconds=10)
+        assert running(served) == 0
+
+
+def test_r11_a_reader_that_stalls_is_cut(wide: Served, stalled: tuple[socket.socket, float, int]) -> None:
+    """R11. Fails when a client that stops reading keeps its places for ever, or is written to without bound."""
+    connection, since, before = stalled
+    assert running(wide) == ANSWERS, "it was not stalled: the kernel took all of its answer"
+    grown = (memory(worker_pid(wide)) - before) / 2**20
+    until(lambda: running(wide) == 0, seconds=2 * READER_SECONDS)
+    print(
+        f"\nR11: stalled reader of {ANSWERS} answers cut after {time.monotonic() - since:.0f} s; it held {grown:.0f} MiB"
+    )
+    assert grown < 64
+    with pytest.raises(ConnectionResetError):  # noqa: PT012 - what the kernel holds is read before the reset is seen
+        while connection.recv(65536):
+            pass
