@@ -68,7 +68,7 @@ bench: .venv/run.stamp
 	@$(BIN)/python -m bench $(BENCH)
 
 # What Parley is compared with, and the exporter of its models, each in an environment of its own. One may fail alone.
-bench-peers: .venv/bin/uv
+bench-peers: | .venv/bin/pip
 	@$(MAKE) --keep-going .venv-export/peer.stamp .venv-llama/peer.stamp .venv-vllm/peer.stamp
 
 LLAMA_CPP_PYTHON := 0.3.36
@@ -86,7 +86,7 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	@touch $@
 
 # llama.cpp's own server, from the source that llama-cpp-python ships; that package's server answers one user at a time.
-.venv-llama/peer.stamp:
+.venv-llama/peer.stamp: | .venv/bin/pip
 	mkdir -p $(@D)/bin
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==$(LLAMA_CPP_PYTHON)
 	tar xzf $(@D)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory $(@D) --strip-components 2 --wildcards '*/vendor/llama.cpp'

@@ -121,6 +121,6 @@ def test_r11_a_reader_that_stalls_is_cut(wide: Served, stalled: tuple[socket.soc
         f"\nR11: stalled reader of {ANSWERS} answers cut after {time.monotonic() - since:.0f} s; it held {grown:.0f} MiB"
     )
     assert grown < 64
-    with pytest.raises(ConnectionResetError):  # noqa: PT012 - what the kernel holds is read before the reset is seen
+    with pytest.raises(ConnectionResetError):  # noqa: PT012 - the reset comes after what was sent
         while connection.recv(65536):
             pass

@@ -18,35 +18,6 @@ from tests.conftest import ROOT, Served, command_line, descendants, serve
 SLOW = {"messages": [{"role": "user", "content": "slow " + "word " * 400}], "stream": True}
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-def running(served: Served) -> int:
-    """Answers under way, as `/readyz` tells them."""
-    return int(requests.get(f"{served.url}/readyz", timeout=5).json()["running"])
-
-
-def stream(served: Served, body: object = SLOW) -> requests.Response:
-    return requests.post(f"{served.url}/v1/chat/completions", json=body, stream=True, timeout=60)
-
-
-def raw_request(served: Served, path: str, body: object) -> socket.socket:
-    """A request on a socket of its own, which closes with a reset."""
-    host, port = served.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + content)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    return connection
-
-
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -63,47 +34,6 @@ def test_a_client_that_leaves_frees_its_place(echo_service: Served, path: str, b
     for connection in connections:
         connection.close()
     until(lambda: running(echo_service) == 0, seconds=5)
-
-
-def test_an_engine_killed_under_load_is_told_and_comes_back() -> None:
-    """Fails when a stream of a dead engine ends like a complete answer, or the service stays unready (R1, R4)."""
-    with serve({"PARLEY_ENGINE": "echo"}) as served:
-        ends: list[bytes] = []
-
-        def read() -> None:
-            with stream(served) as response:
-                ends.append(b"".join(response.iter_content(None)).rstrip().rsplit(b"\n\n", 1)[-1])
-
-        readers = [threading.Thread(target=read) for _ in range(32)]
-        for reader in readers:
-            reader.start()
-        until(lambda: running(served) == 32)
-        os.kill(served.engine_pid(), signal.SIGKILL)
-        until(lambda: served.readyz() == 503, seconds=2)
-        for reader in readers:
-            reader.join(10)
-        assert len(ends) == 32
-        assert {json.loads(end.removeprefix(b"data: "))["error"]["code"] for end in ends} == {"engine_unavailable"}
-        until(lambda: served.readyz() == 200)
-        answer = requests.post(f"{served.url}/chat", json={"user_input": "back"}, timeout=10)
-        assert answer.json() == "back"
-
-
-def test_sigterm_lets_answers_finish_and_leaves_no_process() -> None:
-    """Fails when a stop cuts running streams, drops newcomers without a word, or leaves an orphan (R15)."""
-    with serve({"PARLEY_ENGINE": "echo"}) as served:
-        processes = descendants(served.process.pid)
-        with stream(served, {**SLOW, "messages": [{"role": "user", "content": "slow " + "word " * 40}]}) as response:
-            served.process.send_signal(signal.SIGTERM)
-            until(lambda: served.readyz() == 503)
-            late = requests.post(f"{served.url}/chat", json={"user_input": "late"}, timeout=5)
-            text = b"".join(response.iter_content(None))
-        assert text.endswith(b"data: [DONE]\n\n")
-        assert late.status_code == 503
-        assert late.json()["error"]["code"] == "draining"
-        assert "retry-after" in late.headers
-        served.process.wait(15)
-        assert not [pid for pid in processes if command_line(pid)]
 
 
 @pytest.mark.parametrize(
