@@ -120,6 +120,7 @@ sbom: .venv/run.stamp
 	mkdir -p $(dir $(SBOM)) && $(BIN)/python deploy/sbom.py "$(IMAGE)" > $(SBOM)
 
 image-test: .venv/dev.stamp .venv-check/stamp
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then tests/image/install-tools; fi
 	PATH="$(CURDIR)/.venv-check/bin:$$PATH" $(BIN)/python -m pytest -s tests/image $(TESTS)
 
 # Linters and validators of what is deployed; apart, so that they need not agree with the service on versions.

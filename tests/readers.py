@@ -1,11 +1,16 @@
 """Readers of streamed answers through the typed client, and how each answer ended for its reader."""
 
+import json
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -46,6 +51,27 @@ def readers(served: Served, count: int, text: str) -> Iterator[list[Future[End]]
         ends = [pool.submit(read, served.url, text) for _ in range(count)]
         until(lambda: running(served) == count)
         yield ends
+
+
+def unread(served: Served, path: str, body: Any, buffer: int | None = None) -> socket.socket:
+    """A request whose answer nobody reads, on a connection that closes with a reset.
+
+    Args:
+        served: the service.
+        path: of the route.
+        body: of the request.
+        buffer: bytes that the kernel takes in for the reader; with few, the service soon cannot go on sending.
+    """
+    host, port = urlsplit(served.url).netloc.split(":")
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect((host, int(port)))
+    content = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+    return connection
 
 
 def running(served: Served) -> int:

@@ -117,9 +117,8 @@ def test_r11_a_reader_that_stalls_is_cut(wide: Served, stalled: tuple[socket.soc
     assert running(wide) == ANSWERS, "it was not stalled: the kernel took all of its answer"
     grown = (memory(worker_pid(wide)) - before) / 2**20
     until(lambda: running(wide) == 0, seconds=2 * READER_SECONDS)
-    print(
-        f"\nR11: stalled reader of {ANSWERS} answers cut after {time.monotonic() - since:.0f} s; it held {grown:.0f} MiB"
-    )
+    seconds = time.monotonic() - since
+    print(f"\nR11: stalled reader of {ANSWERS} answers cut after {seconds:.0f} s; it held {grown:.0f} MiB")
     assert grown < 64
     with pytest.raises(ConnectionResetError):  # noqa: PT012 - the reset comes after what was sent
         while connection.recv(65536):

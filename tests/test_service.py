@@ -1,39 +1,11 @@
-"""The running service: disconnects, an engine that dies under load, a stop in order, failures at the start."""
+"""Failures at the start of the service."""
 
 import json
-import os
-import signal
-import socket
-import struct
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import requests
 
-from tests.conftest import ROOT, Served, command_line, descendants, serve
-
-SLOW = {"messages": [{"role": "user", "content": "slow " + "word " * 400}], "stream": True}
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/chat/completions", SLOW),
-        ("/v1/chat/completions", {**SLOW, "stream": False}),
-        ("/chat", {"user_input": "slow " + "word " * 400}),
-        ("/chat", {"history": [{"role": "user", "content": "slow " + "word " * 400}]}),
-    ],
-)
-def test_a_client_that_leaves_frees_its_place(echo_service: Served, path: str, body: object) -> None:
-    """Fails when the engine goes on writing for somebody who is gone (R11)."""
-    connections = [raw_request(echo_service, path, body) for _ in range(10)]
-    until(lambda: running(echo_service) == 10)
-    for connection in connections:
-        connection.close()
-    until(lambda: running(echo_service) == 0, seconds=5)
+from tests.conftest import ROOT, serve
 
 
 @pytest.mark.parametrize(
