@@ -13,7 +13,7 @@ export BENTOML_DO_NOT_TRACK := True
 export UV_SYSTEM_CERTS := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: up serve ui test lint bench bench-peers lock clean
+.PHONY: up serve ui test soak lint bench bench-peers lock clean
 
 up: .venv/run.stamp
 	@$(BIN)/python -m parley.up all --port $(PORT) --ui-port $(UI_PORT)
@@ -26,6 +26,10 @@ ui: .venv/run.stamp
 
 test: .venv/dev.stamp .venv-check/stamp
 	PATH="$(CURDIR)/.venv-check/bin:$$PATH" $(BIN)/python -m pytest --ignore tests/image $(TESTS)
+
+# The tests of docs/reliability.md in their long forms, with their figures: half an hour.
+soak: .venv/dev.stamp
+	PARLEY_SOAK=1 $(BIN)/python -m pytest -s $(addprefix tests/,judges test_bad_input.py test_faults.py test_isolation.py test_leftovers.py test_overload.py)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import requests
 
+# Tests send Ctrl-C to programs that they start; a shell that runs us in the background has it ignored, and so would they.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocket"
 READY_SECONDS = 90

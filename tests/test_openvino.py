@@ -87,6 +87,13 @@ def test_a_seed_affects_only_its_own_request(runner: OpenVINORunner, prompts: li
     assert len({tuple(tokens) for tokens in together.values()}) > 10
 
 
+def test_a_temperature_next_to_zero_is_greedy(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
+    """Fails when logits divided by almost nothing overflow, and the answer is drawn from all tokens alike."""
+    greedy = run(runner, [Job(4000, prompts[0], Sampling(max_tokens=8, temperature=0))])[4000]
+    for number, temperature in enumerate((5e-324, 1e-40, 1e-20), 4001):
+        assert run(runner, [Job(number, prompts[0], Sampling(max_tokens=8, temperature=temperature))])[number] == greedy
+
+
 def test_a_cancelled_job_is_gone_and_the_others_are_not_disturbed(
     runner: OpenVINORunner, prompts: list[list[int]]
 ) -> None:
