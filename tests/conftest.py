@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 
-# Tests send Ctrl-C to programs that they start; a shell that runs us in the background has it ignored, and so would they.
+# Tests send Ctrl-C to programs that they start. A shell that runs us in the background has it ignored, and they would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
