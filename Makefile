@@ -29,7 +29,7 @@ test: .venv/dev.stamp .venv-check/stamp
 
 # The tests of docs/reliability.md in their long forms, with their figures: half an hour.
 soak: .venv/dev.stamp
-	PARLEY_SOAK=1 $(BIN)/python -m pytest -s $(addprefix tests/,judges test_bad_input.py test_faults.py test_isolation.py test_leftovers.py test_overload.py)
+	PARLEY_SOAK=1 $(BIN)/python -m pytest -s $(addprefix tests/,judges test_bad_input.py test_faults.py test_isolation.py test_leftovers.py test_overload.py test_settings.py)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

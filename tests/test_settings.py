@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from parley.api.listener import listener
 from parley.contract.limits import Limits
 from parley.settings import Settings, SettingsError
 from tests.conftest import POCKET, serve
+from tests.soak import SOAK
 
 HASH = hashlib.sha256(b"key").hexdigest()
 
@@ -146,13 +148,16 @@ def broken_model(tmp_path: Path) -> str:
         ("PARLEY_CORS_ORIGINS", "example.com"),
         ("PARLEY_ENGINE", "seq2seq"),
         ("PARLEY_MODEL", "broken_model"),
+        *(BAD if SOAK else []),
     ],
 )
 def test_a_real_start_ends_with_one_line(name: str, value: str, tmp_path: Path) -> None:
     """Fails when a wrong setting gives a traceback, or a service that BentoML starts over and over (R17)."""
     value = broken_model(tmp_path) if value == "broken_model" else value
     with serve({name: value, "PARLEY_CACHE": str(tmp_path)}, ready=False) as served:
+        began = time.monotonic()
         assert served.process.wait(30) == 1
+        print(f"\nR17: {name} ends the start after {time.monotonic() - began:.1f} s")
         (line,) = [line for line in served.log().splitlines() if line.startswith("parley: ")]
     assert value.rsplit("/", 1)[-1] in line
     assert "Traceback" not in line

@@ -58,8 +58,8 @@ def _export(_: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    table = evaluate(_book(), MODEL, OUT / "evaluation.json", arguments.seed)
-    write_card(MODEL, OUT, table)
+    evaluate(_book(), MODEL, OUT / "evaluation.json", arguments.seed)
+    write_card(MODEL, OUT)
 
 
 def _book() -> Book:

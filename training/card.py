@@ -1,19 +1,23 @@
 """The model card: models/pocket/README.md."""
 
 import csv
+import json
 from pathlib import Path
 
 from training.evaluation.evaluate import markdown
 from training.knowledge_check import check_knowledge
 from training.paths import KNOWLEDGE, TRAINING
-from training.subject import load_subjects
+from training.subject import joined, load_subjects
 from training.train import load_model
 
+_GOAL = 0.9
 _CARD = TRAINING / "card.md"
 
 
-def write_card(folder: Path, made: Path, table: dict[str, tuple[int, int]]) -> None:
-    """Fill the card's template with what was measured. `made` holds the checkpoint and the loss curve."""
+def write_card(folder: Path, made: Path) -> None:
+    """Fill the card's template. `made` holds the checkpoint, the loss curve and what the evaluation reported."""
+    report = json.loads((made / "evaluation.json").read_text())
+    below = [group for group, (met, count) in report["table"].items() if met < _GOAL * count]
     model = load_model(made / "checkpoint.pt")
     rows = list(csv.DictReader((made / "loss.csv").open()))
     shape = model.shape
@@ -28,6 +32,8 @@ def write_card(folder: Path, made: Path, table: dict[str, tuple[int, int]]) -> N
         "tokens": f"{int(rows[-1]['tokens']) / 1e6:.1f}",
         "minutes": f"{float(rows[-1]['minutes']):.0f}",
         "loss": rows[-1]["loss"],
-        "table": markdown(table),
+        "table": markdown(report["table"]),
+        "below": joined(below) if below else "none",
+        "faults": sum(report["scripts"].values()),
     }
     (folder / "README.md").write_text(_CARD.read_text().format_map(values))

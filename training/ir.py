@@ -5,6 +5,7 @@ pattern that OpenVINO GenAI turns into paged attention.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -17,7 +18,7 @@ from training.model import Model
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-Node = ov.Output | ov.Node
+Node = Any  # an operation, or one of its outputs
 
 
 def write_ir(model: Model, folder: Path) -> None:

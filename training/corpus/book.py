@@ -33,8 +33,8 @@ class FactKind:
 
 
 def _fact_kind(key: str, table: dict[str, Any]) -> FactKind:
-    forms = (tuple(table.get(name, ())) for name in ("asks", "bits", "checks", "answer"))
-    return FactKind(key, *forms, table.get("nouns", ""), table.get("reverse", ""))
+    asks, bits, checks, answers = (tuple(table.get(name, ())) for name in ("asks", "bits", "checks", "answer"))
+    return FactKind(key, asks, bits, checks, answers, table.get("nouns", ""), table.get("reverse", ""))
 
 
 class Book:

@@ -32,8 +32,8 @@ def _lines() -> list[Case]:
     return [Case(s["group"], (line,), tuple(s["want"]), tuple(s["deny"])) for s in sets for line in s["lines"]]
 
 
-def evaluate(book: Book, folder: Path, report: Path, seed: int) -> dict[str, tuple[int, int]]:
-    """Print the table, write every failure to the report and give (met, cases) by group.
+def evaluate(book: Book, folder: Path, report: Path, seed: int) -> None:
+    """Print the table, write it and every failure to the report.
 
     Raises ValueError when a held-out question occurs in the corpus.
     """
@@ -50,7 +50,6 @@ def evaluate(book: Book, folder: Path, report: Path, seed: int) -> dict[str, tup
     content = {"table": table, "scripts": dict(faults), "failures": listed}
     report.write_text(json.dumps(content, indent=1, ensure_ascii=False))
     print(markdown(table), f"\n\n{_SCRIPTS} conversations: {dict(faults) or 'no fault'}")
-    return table
 
 
 def _score(group: str, cases: list[Case], failed: list[Case]) -> tuple[int, int]:
