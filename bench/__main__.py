@@ -33,7 +33,7 @@ def main() -> None:
     _say(report.table(events))
     for model, bound in bounds.items():
         _say(report.limits_table(model, bound))
-    _say(report.figure_table(found))
+    _say(report.figure_table(found) + report.disturbance(events))
     line = report.json_line(machine, events, found, bounds, costs)
     with (chosen.out / "results.jsonl").open("a") as file:
         file.write(line + "\n")

@@ -70,8 +70,8 @@ class Gauge:
         return False
 
     def _processes(self) -> Iterator[psutil.Process]:
-        yield self._root
-        yield from self._root.children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            yield from [self._root, *self._root.children(recursive=True)]
 
     def _is_engine(self, process: psutil.Process) -> bool:
         return bool(self._mark) and self._mark in " ".join(process.cmdline())

@@ -27,6 +27,8 @@ COLUMNS = {
 """Titles and widths. Three numbers are p50/p95/p99, and `later` is the first token's p50 of second and later turns."""
 
 NAME = 28
+QUIET_SHARE = 0.2
+"""Of one core: what other programs may take before a run says that it was disturbed."""
 HEADER = " " * NAME + "  ".join(title.rjust(width) for title, width in COLUMNS.items())
 
 
@@ -73,6 +75,15 @@ def absences(events: Sequence[Event]) -> list[str]:
     """Who could not take part, and why."""
     lines = [f"  {event.model}, {event.contestant}: {event.reason}" for event in events if isinstance(event, Absence)]
     return ["", "Not there", *lines] if lines else []
+
+
+def disturbance(events: Sequence[Event]) -> str:
+    """How much of the machine went to something else, if that was enough to spoil the comparison."""
+    shares = [event.summary.other_share or 0.0 for event in events if isinstance(event, Trial)]
+    if max(shares, default=0.0) <= QUIET_SHARE:
+        return ""
+    told = f"between {min(shares):.2f} and {max(shares):.2f} of a core"
+    return f"\nNOT COMPARABLE: other programs took {told} during the trials; repeat on a quiet machine."
 
 
 def figure_table(figures: Sequence[Figure]) -> str:

@@ -60,8 +60,7 @@ class Server:
                 start_new_session=True,
             )
         while time.monotonic() - began < READY_SECONDS:
-            if self._process.poll() is not None:
-                raise NotStarted(f"it ended with status {self._process.returncode}; see {self.log}")
+            self._check_alive()
             if self._answers():
                 return time.monotonic() - began
             time.sleep(0.05)
@@ -77,6 +76,7 @@ class Server:
             readings.append(gauge.cpu())
 
         watched = drive(self.target, workload, read, read)
+        self._check_alive()
         used = readings[1].since(readings[0])
         usage = Usage(
             server_cpu=used.server,
@@ -110,6 +110,10 @@ class Server:
         _signal_group(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    def _check_alive(self) -> None:
+        if self._process is not None and (status := self._process.poll()) is not None:
+            raise NotStarted(f"it ended with status {status}; see {self.log}")
 
     def _gauge(self) -> Gauge:
         if self._process is None:

@@ -211,6 +211,27 @@ def test_figures_name_what_was_reached() -> None:
     assert not Figure("seconds", 6.0, 5.0, at_least=False).met
 
 
+def test_a_disturbed_run_says_so() -> None:
+    """Fails when a run beside other programs passes for a measurement."""
+    quiet = _trial("S", "a", "8 users", 1.0)
+    noisy = replace(quiet, summary=replace(quiet.summary, other_share=1.5))
+    assert report.disturbance([quiet]) == ""
+    assert "between 0.10 and 1.50 of a core" in report.disturbance([quiet, noisy])
+
+
+def test_a_server_that_dies_is_told(tmp_path: Path) -> None:
+    """Fails when a contestant that crashes under load ends the whole run, or counts as merely slow."""
+    from bench.contestant import NotStarted
+    from bench.load import Target
+    from bench.server import Server
+
+    server = Server(
+        "dead", [sys.executable, "-c", "raise SystemExit(3)"], Target("http://127.0.0.1:9"), tmp_path / "log"
+    )
+    with pytest.raises(NotStarted, match="status 3"):
+        server.start()
+
+
 def test_a_decode_step_is_bound_by_memory_or_by_arithmetic() -> None:
     """Fails when the limit in the documentation is not that of its formula."""
     assert decode_limit(100, 4, 1, bandwidth=4000.0, operations=1e9) == pytest.approx(10.0)
