@@ -17,6 +17,8 @@ from bench.token_cost import TokenCost, measure
 from bench.trials import Event, Start, Trial
 
 BATCHES = (1, 8, 32)
+LIMITED = ("pocket", "S", "M", "L")
+"""Models of which every weight is read for every token, as the limit supposes."""
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     machine = describe()
     models = [model for model in chosen.models if model != options.ECHO]
-    bounds = {model: _limits(model, chosen) for model in models if model in plan.RATES and not chosen.url}
+    bounds = {model: _limits(model, chosen) for model in models if model in LIMITED and not chosen.url}
     costs = _token_costs(chosen)
     events = [event for model in models for event in _told(_events(model, chosen))]
     found = figures(events)

@@ -3,6 +3,7 @@
 Every program gets its own defaults, room for 32 users, and nothing else that is not said here.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def _transformers(folder: Path, log: Path) -> Contestant:
 
 def _llama_cpp(folder: Path, log: Path) -> Contestant:
     model = exports.gguf(folder)
-    context = MOST_USERS * CONTEXT_PER_USER
+    context = MOST_USERS * _context(folder)
     options = ["--model", str(model), "--port", str(PORT), "--parallel", str(MOST_USERS), "--ctx-size", str(context)]
     target = Target(URL, "llama", _sampling(folder))
     return Server("llama.cpp Q8_0", [str(exports.LLAMA / "bin" / "llama-server"), *options], target, log)
@@ -82,7 +83,7 @@ def _vllm(folder: Path, log: Path) -> Contestant:
     if not python.exists():
         raise NotStarted(f"{VLLM} is not there; `make bench-peers` sets it up")
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(PORT)]
-    options = ["--dtype", "bfloat16", "--max-num-seqs", str(MOST_USERS), "--max-model-len", str(CONTEXT_PER_USER)]
+    options = ["--dtype", "bfloat16", "--max-num-seqs", str(MOST_USERS), "--max-model-len", str(_context(folder))]
     preloaded = [str(path.resolve()) for path in (VLLM / "lib" / "libiomp5.so", TCMALLOC) if path.exists()]
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(CACHE_GB),
@@ -92,6 +93,11 @@ def _vllm(folder: Path, log: Path) -> Contestant:
     }
     target = Target(URL, str(folder), _sampling(folder))
     return Server("vLLM bf16", [*command, *options], target, log, environment, "VLLM::")
+
+
+def _context(folder: Path) -> int:
+    """Context of one user: what the workloads need, and not more than the model has."""
+    return min(CONTEXT_PER_USER, int(json.loads((folder / "config.json").read_text())["max_position_embeddings"]))
 
 
 def _sampling(folder: Path) -> dict[str, JsonValue]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.plan import WINDOWS
 
 ECHO = "echo"
-MODELS = [ECHO, "S", "M", "blenderbot", "blenderbot-greedy"]
+MODELS = [ECHO, "pocket", "S", "M", "blenderbot", "blenderbot-greedy"]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

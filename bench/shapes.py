@@ -4,6 +4,7 @@ Every answer has the length that was asked for: rows of the end token, and of al
 the tied embedding, so that their logit is 0 and below that of the best of thousands of random others.
 """
 
+import filecmp
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from bench import vocabulary
+from parley.engine.model import POCKET
 
 CONTEXT = 4096
 ENCODER_CONTEXT = 128
@@ -109,21 +111,31 @@ SHAPES = {
 
 
 def build(name: str, root: Path) -> Path:
-    """The folder of a shape's model, built if it is not there yet."""
-    folder = root / name
-    if folder.is_dir():
+    """The folder of a shape's model, built if it is not there yet; a copy of the embedded model for `pocket`."""
+    folder, partial = root / name, root / f"{name}.partial"
+    if folder.is_dir() and (name != "pocket" or _is_copy(folder)):
         return folder
-    shape = SHAPES[name]
-    partial = root / f"{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for old in (partial, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    if name == "pocket":
+        shutil.copytree(POCKET, partial)
+    else:
+        _build(SHAPES[name], partial)
+    return partial.rename(folder)
+
+
+def _is_copy(folder: Path) -> bool:
+    """Whether the embedded model is still the one that was copied."""
+    return filecmp.cmp(folder / "model.safetensors", POCKET / "model.safetensors", shallow=False)
+
+
+def _build(shape: Shape, folder: Path) -> None:
     context = ENCODER_CONTEXT if shape.encoder_decoder else CONTEXT
     tokenizer = vocabulary.train(shape.config["vocab_size"], context, chat=not shape.encoder_decoder)
     model = _random_model(shape, vocabulary.speakable(tokenizer))
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, **_starts(shape), **shape.generation)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def parameters(folder: Path) -> int:
