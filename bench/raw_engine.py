@@ -94,7 +94,8 @@ class RawEngine:
             turn = next(talk.turns)
         talk.history.append({"role": "user", "content": turn[1]})
         prompt = self._tokenizer.apply_chat_template(talk.history, add_generation_prompt=True)
-        config = genai.GenerationConfig(max_new_tokens=workload.answer_tokens, do_sample=False, ignore_eos=True)
+        end = {self._tokenizer.get_eos_token_id()}
+        config = genai.GenerationConfig(max_new_tokens=workload.answer_tokens, do_sample=False, stop_token_ids=end)
         talk.handle = self._pipeline.add_request(next(self._ids), prompt, config)
         talk.record = Record(turn[0], talk.due)
         records.append(talk.record)
