@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parley.engine.runners import int8, linears
+from parley.engine.runners.seq2seq import int8, linears
 
 
 @pytest.fixture

@@ -15,10 +15,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Job, Placement, Sampling
-from parley.engine.runners import int8, seq2seq
-from parley.engine.runners.chain import Chain
-from parley.engine.runners.cohort import Answer, Cohort
-from parley.engine.runners.rules import Rules
+from parley.engine.runners import seq2seq
+from parley.engine.runners.seq2seq import int8
+from parley.engine.runners.seq2seq.chain import Chain
+from parley.engine.runners.seq2seq.cohort import Answer, Cohort
+from parley.engine.runners.seq2seq.rules import Rules
+from parley.engine.runners.seq2seq.runner import Seq2SeqRunner
 from tests.models_seq2seq import BUILDERS, POSITIONS, VOCABULARY, build_bart, build_blenderbot, build_flan_t5, prompts
 
 FORCED = {"forced_eos_token_id": 2}
@@ -69,11 +71,11 @@ def model_folder(path: Path) -> ModelFolder:
     return ModelFolder(path, path.name, json.loads((path / "config.json").read_text()))
 
 
-def load(path: Path, **placement: Any) -> seq2seq.Seq2SeqRunner:
+def load(path: Path, **placement: Any) -> Seq2SeqRunner:
     return seq2seq.load(model_folder(path), Placement(**{"device": "cpu", "dtype": "float32", **placement}), "a test")
 
 
-def run(runner: seq2seq.Seq2SeqRunner, jobs: Sequence[Job], chance: random.Random | None = None) -> dict[int, Outcome]:
+def run(runner: Seq2SeqRunner, jobs: Sequence[Job], chance: random.Random | None = None) -> dict[int, Outcome]:
     """Decodes the jobs: all at once, or joining at random times."""
     outcomes: dict[int, Outcome] = defaultdict(Outcome)
     waiting = list(jobs)
@@ -108,7 +110,7 @@ def reference(model: Any, job: Job) -> list[int]:
     return tokens[:-1] if tokens[-1] in (eos if isinstance(eos, list) else [eos]) else tokens
 
 
-def stepwise_logits(runner: seq2seq.Seq2SeqRunner, prompt: list[int], answer: list[int]) -> torch.Tensor:
+def stepwise_logits(runner: Seq2SeqRunner, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """The decoder's logits after each token of a given answer, (tokens, vocabulary), through the caches."""
     ids = torch.tensor([prompt])
     encoded = runner._encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]

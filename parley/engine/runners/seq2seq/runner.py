@@ -13,16 +13,17 @@ from transformers import AutoModelForSeq2SeqLM
 
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Detokenizer, Job, ModelInfo, Placement, Step
-from parley.engine.runners import hardware, int8, linears
-from parley.engine.runners.beams import BeamSearch
-from parley.engine.runners.chain import Chain
-from parley.engine.runners.cohort import Answer, Cohort
-from parley.engine.runners.decoder import Block, Decoder
-from parley.engine.runners.draw import Draw
-from parley.engine.runners.families import FAMILIES
-from parley.engine.runners.generation import Generation, complete
-from parley.engine.runners.key_values import AttentionShape
-from parley.engine.runners.rules import Rules
+from parley.engine.runners import hardware
+from parley.engine.runners.seq2seq import int8, linears
+from parley.engine.runners.seq2seq.beams import BeamSearch
+from parley.engine.runners.seq2seq.chain import Chain
+from parley.engine.runners.seq2seq.cohort import Answer, Cohort
+from parley.engine.runners.seq2seq.decoder import Block, Decoder
+from parley.engine.runners.seq2seq.draw import Draw
+from parley.engine.runners.seq2seq.families import FAMILIES
+from parley.engine.runners.seq2seq.generation import Generation, complete
+from parley.engine.runners.seq2seq.key_values import AttentionShape
+from parley.engine.runners.seq2seq.rules import Rules
 from parley.tokenizer import Tokenizer
 
 _PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "stop"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from parley.engine.runners.key_values import AttentionShape, KeyValues
+from parley.engine.runners.seq2seq.key_values import AttentionShape, KeyValues
 
 _CAPACITY_STEP = 32
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from parley.engine.runner import Step
-from parley.engine.runners import rules
-from parley.engine.runners.beams import BeamSearch, Candidate
-from parley.engine.runners.chain import Chain
-from parley.engine.runners.cross_cache import CrossCache
-from parley.engine.runners.key_values import AttentionShape
-from parley.engine.runners.rules import Rules
-from parley.engine.runners.tree_cache import RelativeBias, TreeCache
+from parley.engine.runners.seq2seq import rules
+from parley.engine.runners.seq2seq.beams import BeamSearch, Candidate
+from parley.engine.runners.seq2seq.chain import Chain
+from parley.engine.runners.seq2seq.cross_cache import CrossCache
+from parley.engine.runners.seq2seq.key_values import AttentionShape
+from parley.engine.runners.seq2seq.rules import Rules
+from parley.engine.runners.seq2seq.tree_cache import RelativeBias, TreeCache
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from parley.engine.model import ModelError
 from parley.engine.runner import GREEDY_BELOW, Sampling
-from parley.engine.runners.ending import Ending
+from parley.engine.runners.seq2seq.ending import Ending
 
 _SERVED = {
     "bad_words_ids", "decoder_start_token_id", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",

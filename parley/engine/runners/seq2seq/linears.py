@@ -7,7 +7,7 @@ On two Zen 4 cores, 160 rows of 1280 by 5120, relative to `nn.Linear` at float32
 import torch
 from torch import Tensor, nn
 
-from parley.engine.runners.int8 import Int8Linear
+from parley.engine.runners.seq2seq.int8 import Int8Linear
 
 
 class PackedLinear(nn.Module):

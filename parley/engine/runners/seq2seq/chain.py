@@ -1,8 +1,8 @@
 """One hypothesis, continued by the likeliest token or by one drawn at random."""
 
 from parley.engine.runner import FinishReason
-from parley.engine.runners.draw import Draw
-from parley.engine.runners.ending import Ending
+from parley.engine.runners.seq2seq.draw import Draw
+from parley.engine.runners.seq2seq.ending import Ending
 
 
 class Chain:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from parley.engine.runner import FinishReason
-from parley.engine.runners.ending import Ending
+from parley.engine.runners.seq2seq.ending import Ending
 
 _DEAD = -1e9
 """The score of a hypothesis that must not win against a live one."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from parley.engine.runners.key_values import AttentionShape, KeyValues
+from parley.engine.runners.seq2seq.key_values import AttentionShape, KeyValues
 
 RelativeBias = Callable[[Tensor], Tensor]
 """From distances in tokens (slots, nodes) to what is added to the scores: (slots, heads, 1, nodes)."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parley.engine.runners.decoder import Block, Decoder
+from parley.engine.runners.seq2seq.decoder import Block, Decoder
 
 
 @dataclass(frozen=True)
