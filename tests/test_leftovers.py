@@ -61,6 +61,29 @@ def test_r11_a_client_that_leaves_frees_its_place(echo_service: Served, path: st
     until(lambda: running(echo_service) == 0, seconds=5)
 
 
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Served]:
+    """A service with one place."""
+    with serve({"PARLEY_ENGINE": "echo", "PARLEY_MAX_BATCH": "1", "PARLEY_MAX_QUEUE": "10"}) as served:
+        yield served
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_r11_a_client_that_leaves_while_it_waits_is_gone_at_once(narrow: Served, stream: bool) -> None:
+    """R11. Fails when a stream notices only with its first frame that nobody reads it."""
+    body = {"messages": [{"role": "user", "content": SLOW}], "stream": stream}
+    with unread(narrow, COMPLETIONS, body):
+        until(lambda: running(narrow) == 1)
+        waiting = [unread(narrow, COMPLETIONS, body) for _ in range(10)]
+        until(lambda: total(scrape(narrow), "vllm:num_requests_waiting") == 10)
+        for connection in waiting:
+            connection.close()
+        left = time.monotonic()
+        until(lambda: total(scrape(narrow), "vllm:num_requests_waiting") == 0, seconds=5)
+        print(f"\nR11: ten that left the queue (stream: {stream}) are out of it after {time.monotonic() - left:.2f} s")
+    until(lambda: running(narrow) == 0, seconds=5)
+
+
 ASKED = {"role": "user", "content": "Tell me everything about Batman and Robin."}
 FORMS: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"messages": [ASKED], "stream": True, "max_tokens": 400}),

@@ -3,16 +3,16 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request
 from msgspec.structs import replace
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive
 
 from parley.api.chat import Answer, Chat, Completion, Terms, unless_disconnected
-from parley.api.deadline import kept
 from parley.api.sse import DONE, KEEP_ALIVE, Chunks, error_frame
-from parley.api.terms import terms_of
+from parley.api.streamed import Begun, Streamed, streamed
+from parley.api.terms import dropped, terms_of
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import (
     ChatCompletion,
@@ -50,7 +50,7 @@ def router(created: int) -> APIRouter:
         refuse_unknown_model(body.model, chat)
         terms = terms_of(request, body.n or 1, body.context_policy)
         if body.stream:
-            return await stream(chat, body, terms)
+            return await stream(chat, body, terms, request.receive)
         messages = [message.message() for message in body.messages]
         completion = await unless_disconnected(request.receive, chat.complete(messages, sampling(body), terms))
         answer = whole(completion, chat.served, bool(body.logprobs))
@@ -131,31 +131,16 @@ def told(logprobs: Sequence[engine.TokenLogprob]) -> list[TokenLogprob]:
     ]
 
 
-async def stream(chat: Chat, body: ChatCompletionRequest, terms: Terms) -> StreamingResponse:
-    """Streamed answers; what fails before their first event is still answered with a status of its own."""
+async def stream(chat: Chat, body: ChatCompletionRequest, terms: Terms, receive: Receive) -> Streamed:
+    """Streamed answers, each event a chunk in OpenAI's shape."""
     messages = [message.message() for message in body.messages]
-    stack = AsyncExitStack()
-    try:
-        async with kept(terms.deadline):
-            prompt, events = await stack.enter_async_context(chat.answer(messages, sampling(body), terms))
-            first = await anext(events)
-        if isinstance(first, Failure):
-            raise ParleyError(first.code, first.message)
-    except BaseException:
-        await stack.aclose()
-        raise
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = Chunks(new_id(), int(time.time()), chat.served, include_usage, bool(body.logprobs))
-    frames = in_context(stack, sse(chunks, prompt, first, events, terms.answers, include_usage))
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **dropped(prompt)}
-    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
 
+    def frames(begun: Begun) -> AsyncIterator[str]:
+        return sse(chunks, begun.prompt, begun.first, begun.events, terms.answers, include_usage)
 
-async def in_context(stack: AsyncExitStack, frames: AsyncIterator[str]) -> AsyncGenerator[str, None]:
-    """Frames whose context is left when they end or their reader goes away."""
-    async with stack:
-        async for frame in frames:
-            yield frame
+    return await streamed(chat.answer(messages, sampling(body), terms), terms.deadline, receive, frames)
 
 
 async def sse(
@@ -210,16 +195,6 @@ def usage(finish: Finish, prompt: Prompt) -> Usage:
         "prompt_tokens_details": PromptTokensDetails.model_validate(details),
     }
     return Usage.model_validate({**finish.usage, **counts})
-
-
-def dropped(prompt: Prompt) -> dict[str, str]:
-    """Headers that tell what the context policy left out; none if it left nothing out."""
-    if not prompt.dropped_tokens:
-        return {}
-    return {
-        "x-context-dropped-messages": str(prompt.dropped_messages),
-        "x-context-dropped-tokens": str(prompt.dropped_tokens),
-    }
 
 
 def refuse_unknown_model(model: str | None, chat: Chat) -> None:

@@ -4,8 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from parley.api.chat import Chat, Completion, unless_disconnected
-from parley.api.completions import dropped
-from parley.api.terms import terms_of
+from parley.api.terms import dropped, terms_of
 from parley.contract.chat import AssistantMessage, ChatReply, ChatRequest, HistoryReply, HistoryRequest, TokenUsage
 from parley.engine.runner import Sampling
 

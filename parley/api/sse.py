@@ -12,7 +12,16 @@ from parley.contract.openai import TokenLogprob, Usage
 from parley.engine.engine import Delta, Finish
 
 DONE = "data: [DONE]\n\n"
-KEEP_ALIVE = ": keep-alive\n\n"
+
+
+def comment(text: str) -> str:
+    """A line that readers of events skip."""
+    return f": {text}\n\n"
+
+
+KEEP_ALIVE = comment("keep-alive")
+KEEP_ALIVE_SECONDS = 10.0
+"""After so long without an event, a comment shows that the answer is still on its way."""
 
 
 class Chunks:

@@ -1,4 +1,4 @@
-"""The terms of a request, from what its headers, its key and its body say."""
+"""The terms of a request, from what its headers, its key and its body say; and what is told of them in the answer."""
 
 from starlette.requests import Request
 
@@ -7,6 +7,7 @@ from parley.api.deadline import loop_time, patience
 from parley.api.keys import key_of
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import CONTEXT_POLICIES, ContextPolicy
+from parley.prompt import Prompt
 from parley.telemetry.record import current
 
 POLICY_HEADER = "x-context-policy"
@@ -33,3 +34,13 @@ def header_policy(request: Request) -> ContextPolicy | None:
         message = f"{POLICY_HEADER}: one of {', '.join(CONTEXT_POLICIES)} is expected"
         raise ParleyError(ErrorCode.INVALID_VALUE, message, POLICY_HEADER)
     return None
+
+
+def dropped(prompt: Prompt) -> dict[str, str]:
+    """Headers that tell what the context policy left out; none if it left nothing out."""
+    if not prompt.dropped_tokens:
+        return {}
+    return {
+        "x-context-dropped-messages": str(prompt.dropped_messages),
+        "x-context-dropped-tokens": str(prompt.dropped_tokens),
+    }

@@ -1,0 +1,127 @@
+"""Streamed responses: how they begin, however long their answers are in coming, and that nothing of them is left."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import NamedTuple
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from parley.api.chat import unless_disconnected
+from parley.api.deadline import kept
+from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
+from parley.api.terms import dropped
+from parley.contract.errors import ParleyError
+from parley.engine.engine import Event, Failure
+from parley.prompt import Prompt
+from parley.telemetry.record import current
+
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class Begun(NamedTuple):
+    """Answers whose first event is there."""
+
+    prompt: Prompt
+    events: AsyncIterator[Event]
+    first: Event
+
+
+Frames = Callable[[Begun], AsyncIterator[str]]
+"""What makes frames of answers that have begun."""
+
+Answers = AbstractAsyncContextManager[tuple[Prompt, AsyncIterator[Event]]]
+"""What `Chat.answer` gives."""
+
+
+class Opening:
+    """Answers on their way to their first event. Whoever makes one closes it, which cancels what still runs.
+
+    Args:
+        answers: not entered yet.
+        deadline: the moment, in the event loop's time, until which their first event is waited for.
+    """
+
+    def __init__(self, answers: Answers, deadline: float | None) -> None:
+        self._answers = answers
+        self._deadline = deadline
+        self._stack = AsyncExitStack()
+        self._task = asyncio.create_task(self._begin())
+
+    async def wait(self, seconds: float) -> Begun | None:
+        """What has begun; None if nothing has by then.
+
+        Raises:
+            ParleyError: what refused the answers or failed them.
+        """
+        await asyncio.wait({self._task}, timeout=seconds)
+        return self._task.result() if self._task.done() else None
+
+    async def aclose(self) -> None:
+        """Ends the wait, then the answers."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _begin(self) -> Begun:
+        async with kept(self._deadline):
+            prompt, events = await self._stack.enter_async_context(self._answers)
+            first = await anext(events)
+        if isinstance(first, Failure):
+            raise ParleyError(first.code, first.message)
+        return Begun(prompt, events, first)
+
+
+class Streamed(StreamingResponse):
+    """A response that closes its answers however it ends, also when its first frame was never asked for."""
+
+    def __init__(self, opening: Opening, frames: AsyncIterator[str], headers: dict[str, str]) -> None:
+        super().__init__(frames, media_type="text/event-stream", headers=HEADERS | headers)
+        self._opening = opening
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the frames until they end or their reader goes away."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._opening.aclose()
+
+
+async def streamed(answers: Answers, deadline: float | None, receive: Receive, frames: Frames) -> Streamed:
+    """The response. What fails soon, before the first event, is still answered with a status of its own.
+
+    Args:
+        answers: not entered yet.
+        deadline: of the client, for the first event.
+        receive: the request's ASGI `receive`, its body already read; a client that leaves cancels its answers.
+        frames: makes the frames of answers that have begun.
+
+    Raises:
+        ParleyError: what refused the answers, or failed them before their first event.
+    """
+    opening = Opening(answers, deadline)
+    try:
+        begun = await unless_disconnected(receive, opening.wait(KEEP_ALIVE_SECONDS))
+    except BaseException:
+        await opening.aclose()
+        raise
+    if begun is None:
+        return Streamed(opening, late(opening, frames), {})
+    return Streamed(opening, frames(begun), dropped(begun.prompt))
+
+
+async def late(opening: Opening, frames: Frames) -> AsyncGenerator[str, None]:
+    """The frames of answers that were waited for so long that proxies would soon take the connection for dead."""
+    try:
+        yield KEEP_ALIVE
+        while (begun := await opening.wait(KEEP_ALIVE_SECONDS)) is None:
+            yield KEEP_ALIVE
+    except ParleyError as error:
+        current().code = error.code
+        yield error_frame(error)
+        return
+    for name, value in dropped(begun.prompt).items():
+        yield comment(f"{name}: {value}")
+    async for frame in frames(begun):
+        yield frame
