@@ -92,7 +92,7 @@ class Parley:
         """Starts the engine; the service listens while it loads."""
         report_loop_errors()
         await self._chat.engine.start()
-        drain_on_signals(lambda: self._chat.engine.drain(settings.drain_grace))
+        drain_on_signals(self._chat.engine.drain, settings.drain_grace)
         self._loading = asyncio.create_task(self._end_unless_loaded())
 
     @bentoml.on_shutdown

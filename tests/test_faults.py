@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from parley.api.body import BODY_SECONDS
 from tests.conftest import Served, command_line, descendants, serve
 from tests.faulty import reset
-from tests.readers import End, read, readers, worker_pid
+from tests.readers import End, read, readers, running, unread, worker_pid
 from tests.scrape import until
 from tests.scripted import Say, Script, scripted
 from tests.soak import amount
@@ -159,3 +160,32 @@ def test_r15_what_outlasts_the_grace_is_told() -> None:
         ended = time.monotonic() - began
         print(f"\nR15: {CROWD} streams beyond a grace of {grace:g} s: all told, exit after {ended:.1f} s")
     assert not [pid for pid in processes if command_line(pid)]
+
+
+def test_r15_who_stalls_does_not_hold_the_stop() -> None:
+    """R15. Fails when the end waits for a reader that takes nothing, or for a body that never comes."""
+    grace = 1.0
+    settings = {"PARLEY_DRAIN_GRACE": str(grace), "PARLEY_MAX_BATCH": "64", "PARLEY_LIMIT_N": "64"}
+    text = "slow " + ("a" * 97 + " ") * 40
+    body = {"messages": [{"role": "user", "content": text}], "stream": True, "logprobs": True, "n": 64}
+    with serve({"PARLEY_ENGINE": "echo", **settings}) as served:
+        processes = descendants(served.process.pid)
+        with unread(served, "/v1/chat/completions", body, buffer=4096), half_sent(served):
+            until(lambda: running(served) == 64)
+            time.sleep(4)  # all of its answers would be made by then
+            assert running(served) == 64
+            began = time.monotonic()
+            served.process.send_signal(signal.SIGTERM)
+            served.process.wait(grace + BODY_SECONDS / 2)
+            print(f"\nR15: stalled with a grace of {grace:g} s: exit after {time.monotonic() - began:.1f} s")
+        assert "Traceback" not in served.log()
+    assert not [pid for pid in processes if command_line(pid)]
+
+
+def half_sent(served: Served) -> socket.socket:
+    """A connection whose request lacks the end of its body."""
+    host, port = urlsplit(served.url).netloc.split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    connection.sendall(head.encode() + b'{"user_input')
+    return connection
