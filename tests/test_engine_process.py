@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from parley.engine.launch import Launch
 from parley.engine.process import EngineProcess
 from parley.engine.runner import Placement, Sampling
 from parley.engine.watch import Limits
+from tests.conftest import POCKET
 
 ECHO = Launch("echo", "test", "echo", None, Placement())
 
@@ -135,6 +139,34 @@ async def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -> No
     await engine.drain(0)
 
 
+async def test_a_model_that_was_loaded_once_is_tried_until_it_loads_again(tmp_path: Path) -> None:
+    """Fails when a full disk or a moment without memory, just at a restart, ends the service for good (R4)."""
+    folder = shutil.copytree(POCKET, tmp_path / "pocket")
+    launch = Launch("openvino", "test", "pocket", str(folder), Placement(), str(folder))
+    engine = EngineProcess(launch, Limits())
+    await engine.start()
+    assert (await asyncio.wait_for(engine.settled(), 60)).state is State.READY
+    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    os.kill(pid(engine), signal.SIGKILL)
+    await until(lambda: engine.health().restarts == 2, 60)
+    assert engine.health().state is State.RESTARTING
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    await until(lambda: engine.health().state is State.READY, 60)
+    await engine.drain(0)
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when the want of memory that killed the engine also ends its supervisor (R4)."""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/nonexistent/python")
+        os.kill(pid(engine), signal.SIGKILL)
+        await until(lambda: engine.health().restarts == 2)
+        assert engine.health().state is State.RESTARTING
+    await until(lambda: engine.health().state is State.READY)
+
+
 async def test_no_process_outlives_a_worker_that_was_killed() -> None:
     """Fails when a killed worker leaves an orphan that holds memory, or a frozen one that holds it for ever."""
     program = (
@@ -149,8 +181,6 @@ async def test_no_process_outlives_a_worker_that_was_killed() -> None:
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
-    import sys
-
     worker = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
     assert worker.stdout is not None
     child = int(await asyncio.wait_for(worker.stdout.readline(), 30))

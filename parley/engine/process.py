@@ -4,7 +4,8 @@ Rules that always hold:
 1. Every stream that `generate` opened ends in a terminal event, whatever happens to the process.
 2. At most one engine process exists; a new one is started only after the old one is gone.
 3. A process that stops beating, or whose step does not end, is killed; what dies is started again after a pause that
-   doubles with each failure in a row. A model that cannot be loaded is not tried again.
+   doubles with each failure in a row. A model that cannot be loaded is not tried again, unless it has been loaded
+   before: what was possible once is worth another try.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -22,7 +22,8 @@ from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Content, Delta, Event, Failure, Health, State
 from parley.engine.launch import Launch
 from parley.engine.runner import Job, ModelInfo, Sampling
-from parley.engine.stream import Stream
+from parley.engine.reports import Reports
+from parley.engine.stream import Generated, Stream
 from parley.engine.watch import Limits, Watch
 from parley.engine.wire import Add, Beat, Cancel, Command, Events, Frames, LoadFailed, Ready, Report, frame
 
@@ -52,7 +53,7 @@ class EngineProcess:
         self._ids = 0
         self._restarts = 0
         self._cache_usage: float | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._writer: asyncio.WriteTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -67,18 +68,10 @@ class EngineProcess:
         await self._settled.wait()
         return self.health()
 
-    async def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
+    def generate(self, prompt: Content, sampling: Sampling) -> Generated:
         """Streams one answer; see `Engine.generate`. `prompt` holds token ids."""
         assert isinstance(prompt, list)
-        stream = self._open(prompt, sampling)
-        try:
-            while True:
-                event = await stream.next()
-                yield event
-                if not isinstance(event, Delta):
-                    return
-        finally:
-            self._close(stream)
+        return Generated(lambda: self._open(prompt, sampling), self._close)
 
     def health(self) -> Health:
         """How the engine is, now."""
@@ -132,7 +125,7 @@ class EngineProcess:
         pause = FIRST_PAUSE
         while self._state is not State.FAILED:
             began = time.monotonic()
-            await self._run_once()
+            await self._run_once_or_tell()
             if self._state in (State.FAILED, State.DRAINING):
                 return
             pause = FIRST_PAUSE if time.monotonic() - began > 4 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
@@ -141,16 +134,26 @@ class EngineProcess:
             print(f"parley: the engine process ended; starting it again in {pause:.2g} s", file=sys.stderr, flush=True)
             await asyncio.sleep(pause)
 
+    async def _run_once_or_tell(self) -> None:
+        """Runs one process; one that cannot even be started, for want of memory, does not end an engine that ran."""
+        try:
+            await self._run_once()
+        except OSError as error:
+            if self.info is None:
+                raise
+            print(f"parley: the engine process cannot be started: {error}", file=sys.stderr, flush=True)
+
     async def _run_once(self) -> None:
         """Starts a process and follows it to its end, which fails every open stream."""
         ours, theirs = socket.socketpair()
-        self._process = self._spawn(theirs)
-        theirs.close()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        with theirs:
+            self._process = self._spawn(theirs)
         watch = Watch(self._limits, time.monotonic())
+        reports = Reports(lambda report: self._receive(report, watch))
+        self._writer, _ = await asyncio.get_running_loop().create_unix_connection(lambda: reports, sock=ours)
         watcher = asyncio.create_task(self._kill_when_hung(watch, self._process))
         try:
-            await self._follow(reader, watch)
+            await reports.ended
         finally:
             watcher.cancel()
             self._writer.close()
@@ -162,13 +165,6 @@ class EngineProcess:
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         arguments = [str(theirs.fileno()), msgspec.json.encode(self._launch).decode()]
         return subprocess.Popen([sys.executable, "-m", "parley.engine.loop", *arguments], pass_fds=[theirs.fileno()])
-
-    async def _follow(self, reader: asyncio.StreamReader, watch: Watch) -> None:
-        frames: Frames[Report] = Frames(Report)
-        with contextlib.suppress(ConnectionResetError):
-            while data := await reader.read(1 << 18):
-                for report in frames.feed(data):
-                    self._receive(report, watch)
 
     def _receive(self, report: Report, watch: Watch) -> None:
         if isinstance(report, Events):
@@ -184,7 +180,13 @@ class EngineProcess:
             if self._state is not State.DRAINING:
                 self._enter(State.READY, f"{self._launch.name} on {report.info.engine}")
         elif isinstance(report, LoadFailed):
-            self._enter(State.FAILED, report.message)
+            self._load_failed(report.message)
+
+    def _load_failed(self, message: str) -> None:
+        if self.info is None:
+            self._enter(State.FAILED, message)
+        else:
+            print(f"parley: the engine could not load again: {message}", file=sys.stderr, flush=True)
 
     async def _kill_when_hung(self, watch: Watch, process: subprocess.Popen[bytes]) -> None:
         """Looks at the watch until it finds a fault twice in a row: in between, beats that wait here are read."""
