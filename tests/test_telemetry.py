@@ -163,6 +163,21 @@ def test_a_client_that_left_is_499_and_an_aborted_answer(echo_service: Served) -
     assert total(scrape(echo_service), "vllm:request_success_total", finished_reason="abort") == before + 1
 
 
+def test_an_answer_that_outlives_its_client_is_counted(echo_service: Served) -> None:
+    """Fails when tokens for a client that has left, but may ask again, are in no record and no metric."""
+    before = total(scrape(echo_service), "vllm:generation_tokens_total")
+    text = "slow " + "word " * 20
+    body = {"messages": [{"role": "user", "content": text}], "stream": True}
+    headers = {"x-request-id": "outlived", "Idempotency-Key": "outlived"}
+    with requests.post(
+        f"{echo_service.url}{COMPLETIONS}", json=body, headers=headers, stream=True, timeout=60
+    ) as response:
+        next(response.iter_content(64))
+    record = only_record(echo_service, "outlived")
+    assert (record["status"], record["finish_reason"], record["completion_tokens"]) == (499, "stop", len(text))
+    assert total(scrape(echo_service), "vllm:generation_tokens_total") == before + len(text)
+
+
 def test_a_request_without_an_answer_is_told_by_its_error(echo_service: Served) -> None:
     """Fails when what was refused leaves no trace, or a path that a client made up gets into the log."""
     for path, status, code, route in [

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
+from parley.api.access import PIECES
 from parley.api.body import replay
 from parley.api.chat import unless_disconnected
 from parley.api.sse import DONE
@@ -80,7 +81,7 @@ class Recording:
             return True
         bodies = [message["body"] for message in self._messages if message.get("body")]
         streamed = Headers(raw=self._messages[0]["headers"]).get("content-type", "").startswith("text/event-stream")
-        return streamed and not bodies[-1].endswith(DONE.encode())
+        return streamed and not (bodies and bodies[-1].endswith(DONE.encode()))
 
     async def follow(self, send: Send, again: bool) -> None:
         """Sends the response from its beginning; `again` marks it as one that was not made for this request.
@@ -96,6 +97,10 @@ class Recording:
             if ended:
                 return self._task.result()
             await news.wait()
+
+    async def ended(self) -> None:
+        """Waits until nothing more will be added."""
+        await asyncio.wait({self._task})
 
     async def _take(self, message: Message) -> None:
         self._messages.append(message)
@@ -134,9 +139,13 @@ class Recordings:
             raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
         again = recording is not None and not recording.failed
         if recording is None or recording.failed:
-            recording = Recording(asked.digest, now, lambda take: app(scope, replay(body, _never), take))
+            recording = Recording(asked.digest, now, lambda take: app({**scope, PIECES: take}, replay(body, _never), take))
             self._kept[name] = recording
-        await unless_disconnected(receive, recording.follow(send, again))
+        try:
+            await unless_disconnected(receive, recording.follow(send, again))
+        finally:
+            if not again:  # its tokens and its end belong into the record of the request that it is made for
+                await recording.ended()
 
     def _forget(self, now: float) -> None:
         """Drops what is too old, and the oldest of what is too much."""

@@ -1,0 +1,106 @@
+"""Recordings of answers to requests with an `Idempotency-Key`, one by one."""
+
+import asyncio
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from parley.api.idempotency import Asked, Recordings
+from parley.contract.errors import ErrorCode, ParleyError
+
+SCOPE = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"idempotency-key", b"k")]}
+STREAM = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+
+
+class Client:
+    """Asks, and keeps what it is sent."""
+
+    def __init__(self, recordings: Recordings, app: "App", owner: str = "", body: bytes = b"{}") -> None:
+        self.sent: list[Message] = []
+        self.left = asyncio.Event()
+        asked = Asked.by(owner, SCOPE, body)
+        assert asked
+        self.task = asyncio.ensure_future(recordings.answer(asked, app, SCOPE, self._receive, self._send, body))
+
+    async def _receive(self) -> Message:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def replayed(self) -> bool:
+        return any(name == b"idempotent-replayed" for name, _ in self.sent[0]["headers"])
+
+
+class App:
+    """Sends these messages, each when it is let; counts how often it is asked."""
+
+    def __init__(self, *messages: Message) -> None:
+        self._messages = messages
+        self.let = asyncio.Event()
+        self.asked = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        for message in self._messages:
+            await send(message)
+            await self.let.wait()
+
+
+def body(data: bytes, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def test_a_stream_that_broke_off_before_its_first_frame_is_made_anew() -> None:
+    """Fails when a retry gets half an answer, or an internal error, for what never came about."""
+    recordings = Recordings(60)
+    for broken in ((STREAM,), (STREAM, body(b"data: half\n\n")), (STREAM, body(b"", more=False))):
+        app = App(*broken)
+        app.let.set()
+        await Client(recordings, app).task
+    whole = App(STREAM, body(b"data: all\n\n"), body(b"data: [DONE]\n\n"), body(b"", more=False))
+    whole.let.set()
+    first, second = Client(recordings, whole), Client(recordings, whole)
+    await asyncio.gather(first.task, second.task)
+    assert (whole.asked, first.replayed, second.replayed) == (1, False, True)
+
+
+async def test_owners_do_not_share_their_keys() -> None:
+    """Fails when one API key's answer is given to another, or is in its way."""
+    recordings, app = Recordings(60), App({**STREAM, "headers": []}, body(b"x", more=False))
+    app.let.set()
+    clients = [Client(recordings, app, owner, content) for owner, content in (("a", b"{}"), ("b", b"[]"))]
+    await asyncio.gather(*(client.task for client in clients))
+    assert [client.replayed for client in clients] == [False, False]
+    with pytest.raises(ParleyError) as caught:
+        await Client(recordings, app, "a", b"[]").task
+    assert caught.value.code is ErrorCode.IDEMPOTENCY_CONFLICT
+
+
+async def test_a_client_that_leaves_is_done_when_its_answer_is() -> None:
+    """Fails when the record of a request is written before the answer that it began has ended."""
+    recordings, app = Recordings(60), App({**STREAM, "headers": []}, body(b"x", more=False))
+    client = Client(recordings, app)
+    await asyncio.sleep(0.01)
+    client.left.set()
+    await asyncio.sleep(0.01)
+    assert not client.task.done()
+    app.let.set()
+    with pytest.raises(ParleyError) as caught:
+        await client.task
+    assert caught.value.code is ErrorCode.CLIENT_CLOSED_REQUEST
+
+
+async def test_what_is_too_old_is_forgotten() -> None:
+    """Fails when a key is used up for ever, or for less than the window."""
+    recordings, app = Recordings(0.05), App({**STREAM, "headers": []}, body(b"x", more=False))
+    app.let.set()
+    replayed: list[bool] = []
+    for pause in (0.0, 0.0, 0.06):
+        await asyncio.sleep(pause)
+        client = Client(recordings, app)
+        await client.task
+        replayed.append(client.replayed)
+    assert replayed == [False, True, False]
