@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from parley.api.admission import Admission, Place
+from parley.api.errors import ErrorResponse
 from parley.contract.errors import ErrorCode, ParleyError
 from tests.conftest import Served, serve
 from tests.readers import memory, worker_pid
@@ -128,6 +129,16 @@ def test_the_admitted_begin_in_the_time_that_the_refused_are_told(small: Served)
 def admitted(served: Served, since: int) -> list[float]:
     """Times to the first token of the answers that were begun after so many records."""
     return [record["time_to_first_token"] for record in records(served)[since:] if record["status"] == 200]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.DRAINING],
+)
+def test_r08_no_refusal_leaves_open_when_to_return(code: ErrorCode) -> None:
+    """R8, R15. Fails when one of several answers, or a framework below us, refuses without a `Retry-After`."""
+    refusal = ErrorResponse(ParleyError(code, "no"))
+    assert (refusal.headers["retry-after"], refusal.headers["retry-after-ms"]) == ("1", "1000")
 
 
 def test_those_who_wait_are_served_in_turn(small: Served) -> None:

@@ -35,14 +35,21 @@ _MORE_HEADERS = {
 }
 
 
+_PAUSES = dict.fromkeys(
+    (ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.DRAINING), 1.0
+)
+"""Seconds after which a retry is worth it, where nobody knows better."""
+
+
 class ErrorResponse(JSONResponse):
     """A `ParleyError` over HTTP, with `Retry-After` where a retry is worth it."""
 
     def __init__(self, error: ParleyError) -> None:
         headers = {HEADER: error.code.value, **_MORE_HEADERS.get(error.code, {})}
-        if error.retry_after is not None:
-            headers["retry-after"] = str(math.ceil(error.retry_after))
-            headers["retry-after-ms"] = str(round(error.retry_after * 1000))
+        seconds = _PAUSES.get(error.code) if error.retry_after is None else error.retry_after
+        if seconds is not None:
+            headers["retry-after"] = str(math.ceil(seconds))
+            headers["retry-after-ms"] = str(round(seconds * 1000))
         super().__init__(error.body(), error.status, headers)
 
 
