@@ -8,7 +8,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Delta, Event, Failure, Finish
+from parley.engine.engine import Delta, Event, EventSource, Failure, Finish
 
 T = TypeVar("T")
 
@@ -54,31 +54,48 @@ class Alarm:
             self._waiter.cancel()
 
 
-async def timed(
-    events: AsyncGenerator[Event, None], index: int, ends: float, prompt_tokens: int
-) -> AsyncGenerator[Event, None]:
+class Timed:
     """One answer's events, their `id` replaced by its index, until a moment of the event loop's time.
 
-    At that moment a text that has begun ends with the reason `length`, and one that has not ends with a failure; the
-    engine's work on it is cancelled either way.
+    At that moment a text that has begun ends with the reason `length`, and one that has not ends with a failure;
+    closing it cancels the engine's work on it. No generator, as it is woken once a token.
     """
-    tokens = 0
-    alarm = Alarm(ends)
-    try:
-        while True:
-            event = await alarm.wait_for(anext(events))
-            yield replace(event, id=index)
-            if not isinstance(event, Delta):
-                return
-            tokens += event.tokens
-    except TimeoutError:
-        if tokens:
-            yield Finish(index, "", "length", prompt_tokens, tokens, 0)
+
+    def __init__(self, events: EventSource, index: int, ends: float, prompt_tokens: int) -> None:
+        self._events = events
+        self._index = index
+        self._prompt_tokens = prompt_tokens
+        self._tokens = 0
+        self._alarm = Alarm(ends)
+        self._over = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; raises what keeps the answer from being begun."""
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._alarm.wait_for(self._events.__anext__())
+        except TimeoutError:
+            event = self._cut()
+        if isinstance(event, Delta):
+            self._tokens += event.tokens
         else:
-            yield Failure(index, ErrorCode.DEADLINE_EXCEEDED, TOO_LONG)
-    finally:
-        alarm.stop()
-        await events.aclose()
+            self._over = True
+        return replace(event, id=self._index)
+
+    async def aclose(self) -> None:
+        """Nobody reads it any more."""
+        self._over = True
+        self._alarm.stop()
+        await self._events.aclose()
+
+    def _cut(self) -> Event:
+        if self._tokens:
+            return Finish(self._index, "", "length", self._prompt_tokens, self._tokens, 0)
+        return Failure(self._index, ErrorCode.DEADLINE_EXCEEDED, TOO_LONG)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import anyio
 from msgspec.structs import replace
 
 from parley.api.admission import Admission, Place
-from parley.api.answers import one_stream, timed
+from parley.api.answers import Timed, one_stream
 from parley.api.deadline import kept
 from parley.api.keys import Key
 from parley.api.observed import Observed
@@ -183,7 +183,7 @@ class Chat:
             answers = []
             for index in range(count):
                 generated = self.engine.generate(prompt.content, seeded(sampling, index))
-                events = timed(generated, index, ends, len(prompt.ids))
+                events = Timed(generated, index, ends, len(prompt.ids))
                 answers.append(Observed(await stack.enter_async_context(aclosing(events)), current(), len(prompt.ids)))
             yield answers
 
@@ -255,11 +255,20 @@ async def unless_disconnected(receive: Callable[[], Awaitable[Any]], work: Corou
 
     async with anyio.create_task_group() as group:
         group.start_soon(run)
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await left(receive)
         group.cancel_scope.cancel()
     if failures:
         raise failures[0]
     if not results:
         raise ParleyError(ErrorCode.CLIENT_CLOSED_REQUEST, "The client left.")
     return results[0]
+
+
+async def left(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Waits until the client has left.
+
+    Args:
+        receive: the request's ASGI `receive`, its body already read.
+    """
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,6 +1,6 @@
 """Engine: all that the API knows of a model. `generate` streams events; the last one is always terminal."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -81,6 +81,17 @@ class Health(Struct, frozen=True):
     """The part of the KV cache in use, from 0 to 1; None where the engine does not tell."""
 
 
+class EventSource(Protocol):
+    """Events of one answer; an asynchronous generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    async def __anext__(self) -> Event: ...
+
+    async def aclose(self) -> None:
+        """Nobody reads it any more."""
+
+
 class Engine(Protocol):
     """A source of answers."""
 
@@ -94,14 +105,14 @@ class Engine(Protocol):
     async def settled(self) -> Health:
         """Waits until the first loading has ended, well or not."""
 
-    def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
+    def generate(self, prompt: Content, sampling: Sampling) -> EventSource:
         """Streams one answer.
 
         Args:
             prompt: what the engine reads, from `parley.prompt`.
             sampling: how to choose tokens.
 
-        Yields `Delta`s, then one `Finish` or `Failure`. Closing the generator early cancels the job.
+        Gives `Delta`s, then one `Finish` or `Failure`. Closing it early cancels the job.
 
         Raises:
             ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready; an upstream's error before its first byte.

@@ -19,13 +19,13 @@ import time
 import msgspec
 
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Content, Delta, Event, Failure, Health, State
+from parley.engine.engine import Content, Failure, Health, State
 from parley.engine.launch import Launch
-from parley.engine.runner import Job, ModelInfo, Sampling
 from parley.engine.reports import Reports
+from parley.engine.runner import Job, ModelInfo, Sampling
 from parley.engine.stream import Generated, Stream
 from parley.engine.watch import Limits, Watch
-from parley.engine.wire import Add, Beat, Cancel, Command, Events, Frames, LoadFailed, Ready, Report, frame
+from parley.engine.wire import Add, Beat, Cancel, Command, Events, LoadFailed, Ready, Report, frame
 
 LOOK_SECONDS = 0.5
 FAULTS_BEFORE_KILL = 2
