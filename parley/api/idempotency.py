@@ -139,7 +139,9 @@ class Recordings:
             raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
         again = recording is not None and not recording.failed
         if recording is None or recording.failed:
-            recording = Recording(asked.digest, now, lambda take: app({**scope, PIECES: take}, replay(body, _never), take))
+            recording = Recording(
+                asked.digest, now, lambda take: app({**scope, PIECES: take}, replay(body, _never), take)
+            )
             self._kept[name] = recording
         try:
             await unless_disconnected(receive, recording.follow(send, again))

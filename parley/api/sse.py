@@ -6,6 +6,7 @@ Frames are put together from text made once per answer; per token only its own t
 
 import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring  # what `json.dumps` calls for a text
 
 from parley.contract.errors import ParleyError
 from parley.contract.openai import TokenLogprob, Usage
@@ -42,6 +43,7 @@ class Chunks:
         )
         self._logprobs = logprobs
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
+        self._text_tail = '},"logprobs":null,"finish_reason":null}' + self._tail
 
     def role(self, index: int) -> str:
         """The first chunk of one answer."""
@@ -49,8 +51,10 @@ class Chunks:
 
     def text(self, event: Delta | Finish, logprobs: Sequence[TokenLogprob]) -> str:
         """A chunk with some more of an answer."""
-        delta = f'{{"content":{json.dumps(event.text, ensure_ascii=False)}}}'
-        return self._choice(event.id, delta, _told(logprobs) if self._logprobs else "null")
+        text = encode_basestring(event.text)
+        if self._logprobs:
+            return self._choice(event.id, f'{{"content":{text}}}', _told(logprobs))
+        return f'{self._head}{{"index":{event.id},"delta":{{"content":{text}{self._text_tail}'
 
     def last(self, event: Finish, logprobs: Sequence[TokenLogprob]) -> str:
         """The rest of an answer, and the chunk that says why it ended."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from parley.api.chat import unless_disconnected
+from parley.api.access import PIECES
+from parley.api.chat import left, unless_disconnected
 from parley.api.deadline import kept
 from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
 from parley.api.terms import dropped
@@ -78,14 +79,29 @@ class Streamed(StreamingResponse):
 
     def __init__(self, opening: Opening, frames: AsyncIterator[str], headers: dict[str, str]) -> None:
         super().__init__(frames, media_type="text/event-stream", headers=HEADERS | headers)
+        self._frames = frames
         self._opening = opening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the frames until they end or their reader goes away."""
+        sending = asyncio.create_task(self._send(send, scope.get(PIECES, send)))
+        leaving = asyncio.create_task(left(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
         finally:
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
             await self._opening.aclose()
+
+    async def _send(self, send: Send, send_piece: Send) -> None:
+        """Runs in a task of its own: what it awaits wakes it through few layers, and that once a token."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for frame in self._frames:
+            await send_piece({"type": "http.response.body", "body": frame.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def streamed(answers: Answers, deadline: float | None, receive: Receive, frames: Frames) -> Streamed:
