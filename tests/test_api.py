@@ -182,9 +182,8 @@ def test_json_is_enforced_while_decoding(service: Served) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "hero", "schema": schema}}
     for seed in range(4):
         answer = ask(service, response_format=wanted, seed=seed, temperature=1.5, max_tokens=300).json()["choices"][0]
-        if answer["finish_reason"] == "stop":
-            assert json.loads(answer["message"]["content"])["hero"] in ("Batman", "Robin")
-        assert answer["message"]["content"].startswith("{")
+        assert answer["finish_reason"] == "stop"
+        assert json.loads(answer["message"]["content"])["hero"] in ("Batman", "Robin")
     itself = {"type": "json_schema", "json_schema": {"name": "hero", "schema": {"$ref": "#"}}}
     assert param(ask(service, response_format=itself)) == "response_format.json_schema.schema"
 

@@ -312,6 +312,7 @@ def test_a_schema_that_can_be_enforced_is_taken(schema: dict[str, Any]) -> None:
         {"type": "integer", "minimum": 1e30}, {"type": "integer", "minimum": 0.5},
         {"type": "integer", "minimum": 2, "maximum": 1},
         {"type": "object", "required": ["a"]}, {"type": "integer", "enum": ["a"]}, {"items": False}, {"properties": []},
+        {"anyOf": [{"type": "string", "maxLength": 900 + i} for i in range(5)]},
         {"type": "object", "properties": {"a": True}}, {"type": "string", "anyOf": [{"const": "a"}]}, {"required": "a"},
     ],
     ids=lambda schema: json.dumps(schema)[:40],

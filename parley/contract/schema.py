@@ -31,6 +31,10 @@ BESIDE: dict[str, set[str]] = {"$ref": set(), "anyOf": set(), "enum": {"type"}, 
 LARGEST_COUNT = 1000
 """Longest string or array that a schema may count: the grammar grows with it."""
 
+LARGEST_LENGTHS = 4 * LARGEST_COUNT
+"""Most characters that the strings of a schema may count together, those of one length once: each length takes the
+grammar engine tenths of a second, in which nobody's answer goes on."""
+
 LARGEST_INTEGER = 2**53
 """Beyond it JSON numbers are not exact (RFC 8259, section 6)."""
 
@@ -54,6 +58,9 @@ def check_schema(root: Any) -> None:
     for path, node in _nodes(root):
         _check_node(path, node)
         _check_reference(path, node, root)
+    lengths = {(node.get("minLength", 0), node.get("maxLength", 0)) for _, node in _nodes(root)}
+    if sum(map(max, lengths)) > LARGEST_LENGTHS:
+        raise SchemaFault(f"schema: minLength and maxLength are together more than {LARGEST_LENGTHS}")
 
 
 def _nodes(root: Any) -> Iterator[tuple[str, dict[str, Any]]]:

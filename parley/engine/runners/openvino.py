@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from parley.engine.grammar import grammar
 from parley.engine.hardware import memory_limit
 from parley.engine.model import ModelError, ModelFolder, export_folder
 from parley.engine.runner import GREEDY_BELOW, FinishReason, Job, ModelInfo, Placement, Step
@@ -125,7 +126,8 @@ class OpenVINORunner:
                 setattr(config, name, value)
         config.logprobs = 1 if sampling.logprobs else 0
         if sampling.response_format is not None:
-            config.structured_output_config = genai.StructuredOutputConfig(json_schema=sampling.response_format)
+            rules = grammar(json.loads(sampling.response_format))
+            config.structured_output_config = genai.StructuredOutputConfig(grammar=rules)
         if sampling.temperature is not None:
             config.do_sample = sampling.temperature >= GREEDY_BELOW
         if config.do_sample and sampling.temperature:
