@@ -13,7 +13,7 @@ export BENTOML_DO_NOT_TRACK := True
 export UV_SYSTEM_CERTS := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: up serve ui test soak lint bench bench-peers lock clean
+.PHONY: up serve ui test soak lint bench bench-peers model lock clean
 
 up: .venv/run.stamp
 	@$(BIN)/python -m parley.up all --port $(PORT) --ui-port $(UI_PORT)
@@ -98,6 +98,11 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	cmake --build $(@D)/build --target llama-server --parallel
 	cp $(@D)/build/bin/llama-server $(@D)/bin/
 	@touch $@
+
+# The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. An hour and a half on two
+# cores; it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
+model: .venv/run.stamp
+	@$(BIN)/python -m training $(TRAIN)
 
 clean:
 	rm -rf .venv build artifacts

@@ -1,12 +1,13 @@
 """Make the model: knowledge check, tokenizer, training, evaluation, export. `python -m training --help`.
 
 The corpus is a stream made from the seed while training runs, so it needs no step and no disk of its own.
-Every step skips what an earlier run has finished; `--fresh` starts over.
+Every step skips what an earlier run has finished, and training goes on from its last checkpoint; `--fresh` starts over.
 """
 
 import argparse
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from training.batches import batches
 from training.card import write_card
@@ -26,8 +27,8 @@ def main() -> None:
     """Run the steps that are asked for, in their order."""
     arguments = _arguments()
     if arguments.fresh:
-        shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(exist_ok=True)
+        shutil.rmtree(arguments.out, ignore_errors=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for step in arguments.steps or STEPS:
         print(f"== {step}", flush=True)
         STEPS[step](arguments)
@@ -39,27 +40,27 @@ def _check(_: argparse.Namespace) -> None:
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
-    path = OUT / "tokenizer.json"
+    path = arguments.out / "tokenizer.json"
     if not path.exists():
         train_tokenizer(_book(), Shape().vocabulary, arguments.seed).save(str(path))
 
 
 def _train(arguments: argparse.Namespace) -> None:
     plan = Plan(minutes=arguments.minutes, tokens=int(arguments.tokens * 1e6))
-    trainer = Trainer(Shape(), plan, OUT, arguments.seed)
+    trainer = Trainer(Shape(), plan, arguments.out, arguments.seed)
     trainer.resume()
     if trainer.done < 1:
         seed = arguments.seed + 1 + trainer.step
-        trainer.run(batches(_book(), OUT / "tokenizer.json", plan.batch_tokens, Shape().context, seed))
+        trainer.run(batches(_book(), arguments.out / "tokenizer.json", plan.batch_tokens, Shape().context, seed))
 
 
-def _export(_: argparse.Namespace) -> None:
-    export(OUT, MODEL)
+def _export(arguments: argparse.Namespace) -> None:
+    export(arguments.out, arguments.model)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    evaluate(_book(), MODEL, OUT / "evaluation.json", arguments.seed)
-    write_card(MODEL, OUT)
+    evaluate(_book(), arguments.model, arguments.out / "evaluation.json", arguments.seed)
+    write_card(arguments.model, arguments.out)
 
 
 def _book() -> Book:
@@ -81,6 +82,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time at most")
     parser.add_argument("--tokens", type=float, default=Plan.tokens / 1e6, help="training tokens at most, in millions")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of checkpoints, loss curve and evaluation")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder that the finished model is written to")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs have made")
     return parser.parse_args()
 

@@ -17,8 +17,8 @@ from training.model import Model, Shape
 class Plan:
     """How to train. The rate falls to nothing as `minutes` or `tokens`, whichever is used up first, run out."""
 
-    minutes: float = 150.0
-    tokens: int = 25_000_000
+    minutes: float = 170.0
+    tokens: int = 40_000_000
     batch_tokens: int = 4096
     warmup_tokens: int = 250_000
     matrix_rate: float = 0.02

@@ -1,20 +1,21 @@
 """Moves that are not about facts: small talk, declines, memory, repeats, jokes, unknown names."""
 
+import re
 from typing import Any
 
 from training.corpus import invent
 from training.corpus.grammar import slots, write
-from training.corpus.questions import framed, question_about
+from training.corpus.questions import framed, named_question, pronoun_question, question_about
 from training.corpus.talk import Talk, Turn
 from training.subject import possessive
 
 _COMMON_ROUNDS = {"joke", "recommendation"}
+_SLOT_OF = {"name": "name", "favourite": "fav"}
 
 
 def small_talk(talk: Talk) -> Turn:
     """Greetings, thanks, questions about the assistant, gibberish, attempts to overturn it."""
-    weights = [exchange.get("weight", 1) for exchange in talk.book.smalltalk]
-    exchange = talk.rng.choices(talk.book.smalltalk, weights)[0]
+    exchange = _pick(talk, talk.book.smalltalk)
     if exchange["topic"] not in ("thanks", "praise", "ok"):
         talk.leave()
     return _exchange(talk, exchange)
@@ -22,7 +23,7 @@ def small_talk(talk: Talk) -> Turn:
 
 def decline(talk: Talk) -> Turn:
     """A request for what the assistant does not do."""
-    text, reply = _exchange(talk, talk.rng.choice(talk.book.declines))
+    text, reply = _exchange(talk, _pick(talk, talk.book.declines))
     talk.leave()
     return framed(text, talk), reply
 
@@ -30,6 +31,11 @@ def decline(talk: Talk) -> Turn:
 def opening(talk: Talk) -> Turn:
     """A greeting, as the first turn of a talk."""
     return _exchange(talk, talk.book.smalltalk[0])
+
+
+def _pick(talk: Talk, exchanges: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of the exchanges by their weights."""
+    return talk.rng.choices(exchanges, [exchange.get("weight", 1) for exchange in exchanges])[0]
 
 
 def _exchange(talk: Talk, exchange: dict[str, Any]) -> Turn:
@@ -62,27 +68,63 @@ def tell(talk: Talk) -> Turn | None:
     key = talk.rng.choice(("name", "name", "favourite"))
     if key in talk.user and talk.rng.random() < 0.7:
         return None
-    values = {"name": invent.person(talk.book, talk.rng), "fav": talk.rng.choice(talk.book.heroes).spoken}
-    if values["name"].lower() in (talk.me.lower(), "parley"):
+    talk.leave()
+    return _told(talk, key, [key])
+
+
+def tell_both(talk: Talk) -> Turn | None:
+    """The user gives a name and a favourite hero at once."""
+    if talk.user:
         return None
     talk.leave()
-    talk.user[key] = values["name"] if key == "name" else values["fav"]
-    memory = talk.book.memory[key]
-    return write(talk.rng.choice(memory["tell"]), talk.rng, values), memory["told"].format_map(values)
+    return _told(talk, "both", ["name", "favourite"])
+
+
+def correct_name(talk: Talk) -> Turn | None:
+    """ "No, it's Tom", after a reply that called the user by another name."""
+    if talk.user.get("name", "\0") not in talk.last_reply:
+        return None
+    talk.leave()
+    return _told(talk, "corrected", ["name"])
+
+
+def tell_and_ask(talk: Talk) -> Turn | None:
+    """The user gives a name and asks for a fact in the same message."""
+    if "name" in talk.user:
+        return None
+    question = named_question(talk)
+    if question is None:
+        return None
+    text, greeting = _told(talk, "with_question", ["name"], question[0])
+    return text, f"{greeting} {question[1]}"
+
+
+def _told(talk: Talk, memory: str, keys: list[str], question: str = "") -> Turn:
+    """Something told of the user, which is remembered under the keys."""
+    name = invent.person(talk.book, talk.rng)
+    while name.lower() in (talk.me.lower(), "parley"):
+        name = invent.person(talk.book, talk.rng)
+    values = {"name": name, "fav": talk.rng.choice(talk.book.heroes).spoken}
+    talk.user |= {key: values[_SLOT_OF[key]] for key in keys}
+    table = talk.book.memory[memory]
+    text = write(talk.rng.choice(table["tell"]), talk.rng, {**values, "q": question, "me": talk.me})
+    return text, table["told"].format_map(values)
 
 
 def recall(talk: Talk) -> Turn | None:
     """The user asks for what was told, or now and then for what never was."""
     if not talk.user and talk.rng.random() < 0.96:
         return None
-    key = talk.rng.choice(list(talk.user) or ["name", "favourite"])
+    draw = talk.rng.random()
+    key = talk.rng.choice(list(talk.user if draw < 0.93 and talk.user else _SLOT_OF))
+    if len(talk.user) == len(_SLOT_OF) and draw < 0.12:
+        key = "both"
     memory = talk.book.memory[key]
     talk.leave()
     text = write(talk.rng.choice(memory["ask"]), talk.rng, {})
-    if key not in talk.user:
+    if key != "both" and key not in talk.user:
         return text, memory["unknown"]
-    slot = "name" if key == "name" else "fav"
-    return text, memory["known"].format_map({slot: talk.user[key]})
+    return text, memory["known"].format_map({_SLOT_OF[told]: value for told, value in talk.user.items()})
 
 
 def repeat(talk: Talk) -> Turn | None:
@@ -132,3 +174,40 @@ def nobody(talk: Talk) -> Turn | None:
     he, him, his = talk.rng.choice((("he", "him", "his"), ("she", "her", "her"), ("they", "them", "their")))
     text = write(talk.rng.choice(talk.book.frames["nobody"]), talk.rng, {"he": he, "him": him, "his": his})
     return text, talk.book.frames["nobody_reply"]
+
+
+def back_by_pronoun(talk: Talk) -> Turn | None:
+    """A whole question about somebody named earlier, who is called he, she or they."""
+    others = [other for other in talk.by_pronoun.values() if other is not talk.subject]
+    if not others:
+        return None
+    before, other = (talk.subject, talk.fact), talk.rng.choice(others)
+    talk.subject, talk.fact = other, None
+    turn = pronoun_question(talk)
+    if turn is None or not set(other.pronouns) & set(re.findall(r"\w+", turn[0])):
+        talk.subject, talk.fact = before
+        return None
+    return turn
+
+
+def same_question_in_vain(talk: Talk) -> Turn | None:
+    """The last question for another subject of which the knowledge lacks the answer."""
+    fact, subject = talk.fact, talk.subject
+    if fact is None or subject is None or fact.reverse:
+        return None
+    other = talk.book.pick(talk.rng)
+    if other.kind != subject.kind or fact.key not in {lacking.key for lacking in talk.book.missing(other)}:
+        return None
+    values = talk.book.slots_of[other.name]
+    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, values)
+    talk.turn_to(other, None)
+    return text, talk.book.frames["lack_reply"].format_map(values)
+
+
+def same_question_of_unknown(talk: Talk) -> Turn | None:
+    """The last question for a name that nobody knows."""
+    if talk.fact is None:
+        return None
+    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, {"o": invent.hero(talk.book, talk.rng)})
+    talk.leave()
+    return text, talk.book.frames["unknown_reply"][0]

@@ -29,6 +29,7 @@ _FILLERS = (
     "you know",
     "sort of",
 )
+_GAPS = ("  ", "  ", "   ", "...", "... ", " ... ", "..", " - ", ", ", " / ", "\n")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
@@ -66,17 +67,32 @@ def noisy(text: str, rng: Random, keep: str = "") -> str:
     """The text as somebody may type it; the word `keep` is never misspelt."""
     if rng.random() < 0.16:
         text = _with_other_words(text, rng, keep)
-    if rng.random() < 0.32:
+    if rng.random() < 0.17:
+        text = _with_misspelt_name(text, rng, keep)
+    if rng.random() < 0.26:
         text = _with_slips(text, rng, keep)
     if rng.random() < 0.1:
         text = _with_short_forms(text, rng)
-    return _cased(_punctuated(text, rng), rng)
+    text = _cased(_punctuated(text, rng), rng)
+    return _spaced(text, rng) if rng.random() < 0.035 else text
+
+
+def _with_misspelt_name(text: str, rng: Random, keep: str) -> str:
+    """One or two slips in a name, told by its capital."""
+    names = [found for found in _WORD.finditer(text) if found[0][0].isupper() and found[0] not in keep]
+    if not names:
+        return text
+    found = rng.choice(names)
+    slipped = misspell(found[0], rng)
+    if len(slipped) > 6 and rng.random() < 0.35:
+        slipped = misspell(slipped, rng)
+    return text[: found.start()] + slipped + text[found.end() :]
 
 
 def _with_slips(text: str, rng: Random, keep: str) -> str:
     """Misspell one to three words; names, told by their capitals, more often than others."""
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
-        words = [found for found in _WORD.finditer(text) if found[0] != keep]
+        words = [found for found in _WORD.finditer(text) if found[0] not in keep]
         if not words:
             return text
         weights = [4 if found[0][0].isupper() and found.start() else 1 for found in words]
@@ -86,11 +102,12 @@ def _with_slips(text: str, rng: Random, keep: str) -> str:
 
 
 def _with_other_words(text: str, rng: Random, keep: str) -> str:
-    """Leave a small word out, or put one in that changes nothing."""
+    """Leave small words out, as in a telegram, or put one in that changes nothing."""
     words = text.split()
-    small = [at for at, word in enumerate(words) if word.lower() in _SMALL and word != keep]
+    small = [at for at, word in enumerate(words) if word.lower() in _SMALL and word not in keep.split()]
     if small and len(words) > 3 and rng.random() < 0.6:
-        del words[rng.choice(small)]
+        for at in sorted(rng.sample(small, min(len(small), rng.choice((1, 1, 1, 2, 3)))), reverse=True):
+            del words[at]
     elif len(words) > 2 and not keep:
         words.insert(rng.randrange(len(words)), rng.choice(_FILLERS))
     return " ".join(words)
@@ -120,4 +137,16 @@ def _cased(text: str, rng: Random) -> str:
         return text.lower()
     if draw < 0.53:
         return text.upper()
+    if draw < 0.55:
+        return "".join(rng.choice((letter.lower(), letter.upper())) for letter in text)
+    if draw < 0.56:
+        return text.title()
     return text[:1].upper() + text[1:]
+
+
+def _spaced(text: str, rng: Random) -> str:
+    """The text with odd gaps between the words: doubled blanks, dots, dashes."""
+    gap = rng.choice(_GAPS)
+    first, *others = text.split(" ")
+    spread = first + "".join((gap if rng.random() < 0.6 else " ") + word for word in others)
+    return rng.choice(("", "", " ", "... ", "- ")) + spread + rng.choice(("", "", " ", "...", ".."))

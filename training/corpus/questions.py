@@ -8,6 +8,24 @@ from training.corpus.talk import Talk, Turn
 from training.subject import Subject, joined, possessive
 
 _LONG = {"who", "note", "origin"}
+_JOINTS = (
+    ", ",
+    ", ",
+    ". ",
+    ". ",
+    " and ",
+    ", so ",
+    ": ",
+    "? ",
+    " - ",
+    "; ",
+    ", but ",
+    " so ",
+    " ",
+    "... ",
+    ". so ",
+    ", now ",
+)
 
 
 def named_question(talk: Talk) -> Turn | None:
@@ -161,9 +179,19 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
     rng = talk.rng
     values = talk.book.slots_of[subject.name] | name_slots(subject, rng, fact)
     means_last_question = fact.key == "who" and talk.fact is not None
-    if fact.bits and not means_last_question and rng.random() < 0.25:
+    draw = rng.random()
+    if fact.bits and not means_last_question and draw < 0.22:
         return write(rng.choice(fact.bits), rng, values)
+    if not fact.reverse and draw < 0.38:
+        return _introduced(talk, subject, fact, values)
     return framed(_plain(talk, fact, values), talk)
+
+
+def _introduced(talk: Talk, subject: Subject, fact: FactKind, values: dict[str, str]) -> str:
+    """The subject brought up first, then asked about by pronoun: "my son loves Thor, who created him"."""
+    mention = write(talk.rng.choice(talk.book.frames["mentions"]), talk.rng, values)
+    question = _plain(talk, fact, _pronouns(talk.book, subject))
+    return f"{mention}{talk.rng.choice(_JOINTS)}{question}"
 
 
 def _plain(talk: Talk, fact: FactKind, values: dict[str, str]) -> str:

@@ -8,18 +8,30 @@ GROUPS = ("facts", "understanding", "conversation", "small talk", "declines", "r
 
 @dataclass(frozen=True)
 class Case:
-    """One case. Each item of `want` is words parted by `|`, one of which must occur; none of `deny` may."""
+    """One case. Each item of `want` is words parted by `|`, one of which must occur; none of `deny` may.
+
+    `rivals` are the values of other subjects, written as they are known: none may stand in the reply as whole words.
+    """
 
     group: str
     turns: tuple[str, ...]
     want: tuple[str, ...]
     deny: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
 
     def is_met_by(self, reply: str) -> bool:
-        """Whether a reply holds what is wanted and nothing that is denied. Case does not matter."""
+        """Whether a reply holds what is wanted and nothing that is denied, whatever its case, and no rival."""
         text = plain(reply)
         wanted = all(any(plain(word) in text for word in item.split("|")) for item in self.want)
-        return wanted and not any(plain(word) in text for word in self.deny)
+        return wanted and not any(plain(word) in text for word in self.deny) and not self.rivals_in(reply)
+
+    def rivals_in(self, reply: str) -> list[str]:
+        """The values of other subjects that the reply holds."""
+        return [rival for rival in self.rivals if rival in reply and _stands_in(rival, reply)]
+
+
+def _stands_in(value: str, text: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text))
 
 
 def plain(text: str) -> str:

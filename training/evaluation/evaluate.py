@@ -23,8 +23,12 @@ _SAMPLE = 60_000
 def all_cases(book: Book, seed: int) -> list[Case]:
     """Every case, the same for the same seed and knowledge."""
     facts = FactCases(book, seed)
-    drawn = [*facts.questions(240, "asks", "facts"), *facts.questions(90, "bits", "understanding"), *facts.misspelt(90)]
-    return [*dict.fromkeys([*drawn, *TalkCases(book, seed).cases(16), *_lines()])]
+    drawn = [
+        *facts.questions(250, "asks", "facts"),
+        *facts.questions(105, "bits", "understanding"),
+        *facts.misspelt(80),
+    ]
+    return [*dict.fromkeys([*drawn, *TalkCases(book, seed).cases(17), *_lines()])]
 
 
 def _lines() -> list[Case]:
@@ -44,15 +48,15 @@ def evaluate(book: Book, folder: Path, report: Path, seed: int) -> None:
     talks = answered(speaker, [case.turns for case in cases], persona)
     judged = [(case, messages[-1]["content"]) for case, (messages, _) in zip(cases, talks, strict=True)]
     failures = [(case, reply) for case, reply in judged if not case.is_met_by(reply)]
-    table = {group: _score(group, cases, [case for case, _ in failures]) for group in GROUPS}
+    table = {group: score(group, cases, [case for case, _ in failures]) for group in GROUPS}
     faults = script_faults(speaker, book, seed)
-    listed = [{**asdict(case), "reply": reply} for case, reply in failures]
+    listed = [{**asdict(case), "rivals": case.rivals_in(reply), "reply": reply} for case, reply in failures]
     content = {"table": table, "scripts": dict(faults), "failures": listed}
     report.write_text(json.dumps(content, indent=1, ensure_ascii=False))
     print(markdown(table), f"\n\n{_SCRIPTS} conversations: {dict(faults) or 'no fault'}")
 
 
-def _score(group: str, cases: list[Case], failed: list[Case]) -> tuple[int, int]:
+def score(group: str, cases: list[Case], failed: list[Case]) -> tuple[int, int]:
     """How many cases of a group were met, and how many there are."""
     count = sum(case.group == group for case in cases)
     return count - sum(case.group == group for case in failed), count

@@ -7,13 +7,12 @@ from random import Random
 from typing import Any
 
 from training.corpus.book import Book, FactKind
-from training.corpus.grammar import slots
 from training.corpus.noise import misspell
 from training.evaluation.case import Case
+from training.evaluation.judging import fact_case
 from training.paths import HELD_OUT
-from training.subject import Subject
+from training.subject import Subject, possessive
 
-_NOT_VALUES = {"n", "o", "s", "t", "is", "is_", "was", "he", "him", "his", "do", "he_is"}
 _NAME = re.compile(r"[^\W\d_]{5,}")
 
 
@@ -31,12 +30,11 @@ class FactCases:
             kind, key = keys[number % len(keys)]
             subject, fact = self.subject_with(kind, key)
             text = self.rng.choice(self.wordings[kind][key][form])
-            yield Case(group, (self.worded(text, subject),), wanted(self.book, subject, fact))
+            yield fact_case(group, (self.worded(text, subject),), self.book, subject, fact)
 
     def misspelt(self, count: int) -> Iterator[Case]:
         """Questions in lower case, without marks, with a name misspelt as training never saw it."""
         while count:
-            case = next(self.questions(1, self.rng.choice(("asks", "bits")), "understanding"))
             kind = self.rng.choice(["character", "work", "creator"])
             key = self.rng.choice([key for key in self.wordings[kind] if not key.startswith("who_")])
             subject, fact = self.subject_with(kind, key)
@@ -45,7 +43,7 @@ class FactCases:
                 continue
             text = self.rng.choice(self.wordings[kind][key]["asks"])
             text = re.sub(r"[',?.:;]", "", self.worded(text, subject, name)).lower()
-            yield Case(case.group, (text,), wanted(self.book, subject, fact))
+            yield fact_case("understanding", (text,), self.book, subject, fact)
             count -= 1
 
     def subject_with(self, kind: str, key: str) -> tuple[Subject, FactKind]:
@@ -59,7 +57,8 @@ class FactCases:
     def worded(self, text: str, subject: Subject, name: str | None = None) -> str:
         """The wording filled in for a subject."""
         values = self.book.slots_of[subject.name]
-        return text.format_map(values if name is None else {**values, "n": name, "o": name, "t": name})
+        named = {} if name is None else {"n": name, "o": name, "t": name, "s": possessive(name)}
+        return text.format_map(values | named)
 
 
 def wordings() -> dict[str, dict[str, dict[str, Any]]]:
@@ -75,13 +74,3 @@ def misspelt_name(name: str, rng: Random) -> str | None:
     word = rng.choice(words)
     slip = misspell(word, rng, held_out=True)
     return None if slip == word else name.replace(word, slip)
-
-
-def wanted(book: Book, subject: Subject, fact: FactKind) -> tuple[str, ...]:
-    """The values that a right answer must hold: those of the reference answer, or the name for reverse questions."""
-    values = book.slots_of[subject.name]
-    if fact.reverse:
-        return (values["n"],)
-    template = next(answer for answer in fact.answers if slots(answer) <= values.keys())
-    keys = [key for key in slots(template) if key.lower() not in _NOT_VALUES]
-    return tuple(values[key] for key in sorted(keys))

@@ -7,7 +7,8 @@ from typing import Any
 
 from training.corpus.book import Book, FactKind
 from training.evaluation.case import Case
-from training.evaluation.fact_cases import FactCases, wanted
+from training.evaluation.fact_cases import FactCases
+from training.evaluation.judging import fact_case, news
 from training.paths import HELD_OUT
 from training.subject import Subject
 
@@ -30,13 +31,13 @@ class TalkCases:
     def pronoun(self) -> Case:
         """A second question that only says him, her, it or them."""
         subject, ask, fact = self._pronoun_question()
-        return Case("conversation", (self._first_question(subject), ask), wanted(self.book, subject, fact))
+        return self._case((self._first_question(subject), ask), subject, fact)
 
     def elliptic(self) -> Case:
         """The same question for another subject."""
         first, fact, other = self._pair()
         turns = (self._question(first, fact), self._filled("elliptic", m=other.spoken))
-        return Case("conversation", turns, wanted(self.book, other, fact))
+        return self._case(turns, other, fact)
 
     def returning(self) -> Case:
         """Back to the one named first, by pronoun: "and her?"."""
@@ -46,21 +47,20 @@ class TalkCases:
                 break
         him = first.pronouns[1]
         turns = (self._first_question(first), self._question(other, fact), self._filled("elliptic_pronoun", him=him))
-        return Case("conversation", turns, wanted(self.book, first, fact))
+        return self._case(turns, first, fact)
 
     def repeat(self) -> Case:
         """The last answer once more."""
         subject, fact = self._some_fact()
         turns = (self._question(subject, fact), self._filled("repeat"))
-        return Case("conversation", turns, wanted(self.book, subject, fact))
+        return self._case(turns, subject, fact)
 
     def more(self) -> Case:
-        """Something further about the subject: its name or pronoun, and not the first answer."""
+        """Something known of the subject that the first answer did not tell."""
         subject = self.facts.subject_with("character", "note")[0]
-        names = "|".join({subject.name, *subject.pronouns})
         deny = ("that is all", "don't know", "can't help", "joke", "goodbye")
         turns = (self._first_question(subject), self._filled("more", him=subject.pronouns[1]))
-        return Case("conversation", turns, (names,), deny)
+        return Case("conversation", turns, (news(self.book, subject),), deny)
 
     def remembered(self, key: str) -> Case:
         """The user's name or favourite hero, told two turns before."""
@@ -79,6 +79,9 @@ class TalkCases:
             if self.rng.random() < 0.5:
                 turns.append(self.rng.choice(self.scripts["smalltalk"]))
         return tuple(turns)
+
+    def _case(self, turns: tuple[str, ...], subject: Subject, fact: FactKind) -> Case:
+        return fact_case("conversation", turns, self.book, subject, fact)
 
     def _filled(self, key: str, **values: str) -> str:
         return self.rng.choice(self.scripts[key]).format_map(values)
