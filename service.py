@@ -24,7 +24,7 @@ from parley.api.keys import load_keys
 from parley.api.listener import cut_stalled_readers, listener
 from parley.api.native import reply_to
 from parley.api.openapi import document
-from parley.api.protocol import use_json_errors
+from parley.api.protocol import use_protocol
 from parley.contract.chat import ChatReply, ChatRequest
 from parley.contract.errors import ParleyError
 from parley.engine.model import ModelError
@@ -41,7 +41,7 @@ try:
 except SettingsError as error:
     fail(str(error))
 
-use_json_errors()
+use_protocol()
 app = create_app()
 app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open_to_all)
 

@@ -18,9 +18,6 @@ UNKNOWN = "unknown"
 UNDOCUMENTED = ("/docs", "/docs.json", "/schema.json", "/static_content/{file}")
 """Routes that no OpenAPI document lists."""
 
-PIECES = "parley.pieces"
-"""In the scope: the way out for a body's pieces before its last, past the layers that look at starts and ends only."""
-
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -54,7 +51,6 @@ class Access:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 progress.whole = True
 
-        scope[PIECES] = send
         try:
             await self._app(scope, receive, watch)
         finally:

@@ -143,8 +143,9 @@ class Chat:
                         async with one_stream(answers) as events:
                             yield prompt, events
                     finally:
-                        spent.append(max(answer.prompt_tokens for answer in answers))
-                        for answer in answers:
+                        observed = [answer.observed for answer in answers]
+                        spent.append(max(answer.prompt_tokens for answer in observed))
+                        for answer in observed:
                             answer.close(self.served, place)
                             spent.append(answer.tokens)
 
@@ -176,15 +177,15 @@ class Chat:
             self.admission.leave(place, time.monotonic())
 
     @asynccontextmanager
-    async def _opened(self, prompt: Prompt, sampling: Sampling, count: int) -> AsyncIterator[list[Observed]]:
+    async def _opened(self, prompt: Prompt, sampling: Sampling, count: int) -> AsyncIterator[list[Timed]]:
         """This many answers of the engine, none of them begun yet."""
         ends = asyncio.get_running_loop().time() + self._longest
         async with AsyncExitStack() as stack:
             answers = []
             for index in range(count):
-                generated = self.engine.generate(prompt.content, seeded(sampling, index))
-                events = Timed(generated, index, ends, len(prompt.ids))
-                answers.append(Observed(await stack.enter_async_context(aclosing(events)), current(), len(prompt.ids)))
+                events = self.engine.generate(prompt.content, seeded(sampling, index))
+                answer = Timed(events, index, ends, Observed(current(), len(prompt.ids)))
+                answers.append(await stack.enter_async_context(aclosing(answer)))
             yield answers
 
     async def _prepare(
@@ -231,6 +232,9 @@ def refuse_unhonoured(sampling: Sampling, info: ModelInfo) -> None:
             raise ParleyError(
                 ErrorCode.UNSUPPORTED_PARAMETER, f"The {info.engine} engine does not support {field}.", field
             )
+    if sampling.logit_bias and info.vocabulary is not None and max(sampling.logit_bias) >= info.vocabulary:
+        message = f"logit_bias: this model's token ids end before {info.vocabulary}"
+        raise ParleyError(ErrorCode.INVALID_VALUE, message, "logit_bias")
 
 
 async def unless_disconnected(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from parley.api.access import PIECES
 from parley.api.body import replay
 from parley.api.chat import unless_disconnected
+from parley.api.protocol import PIECES
 from parley.api.sse import DONE
 from parley.contract.errors import ErrorCode, ParleyError
 

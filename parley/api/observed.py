@@ -2,10 +2,8 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
 
 from parley.api.admission import Place
-from parley.contract.errors import ParleyError
 from parley.engine.engine import Delta, Event, Failure
 from parley.telemetry.record import Answer, Progress
 
@@ -13,35 +11,26 @@ logger = logging.getLogger("parley.api")
 
 
 class Observed:
-    """Passes the events on.
+    """One answer, event by event.
 
     Args:
-        events: from the engine.
-        progress: the request that they answer.
+        progress: the request that it answers.
         prompt_tokens: as counted here; an upstream's own count comes with the answer's end.
     """
 
-    def __init__(self, events: AsyncIterator[Event], progress: Progress, prompt_tokens: int) -> None:
-        self._events = events
+    def __init__(self, progress: Progress, prompt_tokens: int) -> None:
         self._progress = progress
         self.prompt_tokens = prompt_tokens
+        self.refused = False
+        """Whether the engine did not take it."""
         self._first: float | None = None
         self._last: float | None = None
         self._tokens = 0
         self._cached = 0
         self._reason = "abort"
-        self._refused = False
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event."""
-        try:
-            event = await anext(self._events)
-        except ParleyError:
-            self._refused = True
-            raise
+    def see(self, event: Event) -> None:
+        """Takes the next event in."""
         if isinstance(event, Delta):
             self._count(event.tokens)
         elif isinstance(event, Failure):
@@ -51,7 +40,6 @@ class Observed:
             self._count(event.completion_tokens - self._tokens)
             self._reason, self._cached = event.reason, event.cached_tokens
             self.prompt_tokens = event.prompt_tokens
-        return event
 
     @property
     def tokens(self) -> int:
@@ -60,7 +48,7 @@ class Observed:
 
     def close(self, model: str, place: Place) -> None:
         """Tells of the answer, once nobody reads it any more; of none, if the engine did not take it."""
-        if self._refused:
+        if self.refused:
             return
         answer = Answer(
             model=model,

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from parley.api.access import PIECES
 from parley.api.chat import left, unless_disconnected
 from parley.api.deadline import kept
+from parley.api.protocol import PIECES
 from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
 from parley.api.terms import dropped
 from parley.contract.errors import ParleyError

@@ -17,6 +17,8 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     token: bytes | None
     """None where the token is a part of a character only."""
     logprob: float
+    likeliest: list[tuple[bytes | None, float]] = []
+    """The likeliest tokens at its place, if they were asked for."""
 
 
 class Delta(Struct, frozen=True, array_like=True, tag=0):
@@ -115,7 +117,8 @@ class Engine(Protocol):
         Gives `Delta`s, then one `Finish` or `Failure`. Closing it early cancels the job.
 
         Raises:
-            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready; an upstream's error before its first byte.
+            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready; with the first event, an upstream's error
+                before its first byte.
         """
 
     async def drain(self, grace: float) -> int:

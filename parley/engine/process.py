@@ -23,7 +23,7 @@ from parley.engine.engine import Content, Failure, Health, State
 from parley.engine.launch import Launch
 from parley.engine.reports import Reports
 from parley.engine.runner import Job, ModelInfo, Sampling
-from parley.engine.stream import Generated, Stream
+from parley.engine.stream import Stream
 from parley.engine.watch import Limits, Watch
 from parley.engine.wire import Add, Beat, Cancel, Command, Events, LoadFailed, Ready, Report, frame
 
@@ -68,10 +68,10 @@ class EngineProcess:
         await self._settled.wait()
         return self.health()
 
-    def generate(self, prompt: Content, sampling: Sampling) -> Generated:
+    def generate(self, prompt: Content, sampling: Sampling) -> Stream:
         """Streams one answer; see `Engine.generate`. `prompt` holds token ids."""
         assert isinstance(prompt, list)
-        return Generated(lambda: self._open(prompt, sampling), self._close)
+        return self._open(prompt, sampling)
 
     def health(self) -> Health:
         """How the engine is, now."""
@@ -101,7 +101,7 @@ class EngineProcess:
             code = ErrorCode.DRAINING if self._state is State.DRAINING else ErrorCode.ENGINE_UNAVAILABLE
             raise ParleyError(code, f"Not ready: {self._detail}.", retry_after=1.0)
         self._ids += 1
-        stream = self._streams[self._ids] = Stream(self._ids)
+        stream = self._streams[self._ids] = Stream(self._ids, self._close)
         self._send(Add(Job(stream.id, prompt, sampling)))
         return stream
 

@@ -7,11 +7,19 @@ from parley.engine.engine import Delta, Event
 
 
 class Stream:
-    """Events of one answer, for one reader. `ended` is true once a terminal event came in."""
+    """Events of one answer, for one reader: an `EventSource`. No generator, as it is woken once a token.
 
-    def __init__(self, stream_id: int) -> None:
+    Args:
+        stream_id: the job's.
+        close: called once, when nobody reads it any more.
+    """
+
+    def __init__(self, stream_id: int, close: Callable[["Stream"], None] = lambda stream: None) -> None:
         self.id = stream_id
         self.ended = False
+        """Whether a terminal event came in."""
+        self._close = close
+        self._closed = False
         self._unread: list[Delta] = []
         self._last: Event | None = None
         self._nudged = False
@@ -34,15 +42,29 @@ class Stream:
         self._nudged = True
         self._wake()
 
-    async def next(self) -> Event:
-        """The next event; waits for one. Never called again after a terminal event."""
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; waits for one. The last one is terminal."""
+        if self._closed:
+            raise StopAsyncIteration
         while not (self._unread or self._last or self._nudged):
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         self._nudged = False
         if self._unread:
             return self._take()
-        return self._last or Delta(self.id, "", 0)
+        if self._last is None:
+            return Delta(self.id, "", 0)
+        await self.aclose()
+        return self._last
+
+    async def aclose(self) -> None:
+        """Nobody reads it any more."""
+        if not self._closed:
+            self._closed = True
+            self._close(self)
 
     def _take(self) -> Delta:
         unread, self._unread = self._unread, []
@@ -55,36 +77,3 @@ class Stream:
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-
-
-class Generated:
-    """Events of one answer, which is asked for with the first of them and given up by `aclose`.
-
-    No generator, as it is woken once a token.
-    """
-
-    def __init__(self, begin: Callable[[], Stream], close: Callable[[Stream], None]) -> None:
-        self._begin = begin
-        self._close = close
-        self._stream: Stream | None = None
-        self._over = False
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event; raises what keeps the answer from being begun."""
-        if self._over:
-            raise StopAsyncIteration
-        if self._stream is None:
-            self._stream = self._begin()
-        event = await self._stream.next()
-        if not isinstance(event, Delta):
-            await self.aclose()
-        return event
-
-    async def aclose(self) -> None:
-        """Cancels what still runs."""
-        if self._stream is not None and not self._over:
-            self._close(self._stream)
-        self._over = True

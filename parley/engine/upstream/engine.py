@@ -224,6 +224,6 @@ async def next_event(stream: Stream) -> Event:
     """The next event, or a `Delta` without tokens after a long silence."""
     try:
         async with asyncio.timeout(NUDGE_SECONDS):
-            return await stream.next()
+            return await anext(stream)
     except TimeoutError:
         return Delta(stream.id, "", 0)
