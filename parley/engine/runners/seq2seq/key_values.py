@@ -1,10 +1,17 @@
-"""Keys and values of many answers for all layers, one slot an answer."""
+"""Keys and values of many answers for all layers, one slot an answer, and attention over them.
+
+Attention is written out as two batched products. torch's fused one is made for many queries: with the one of a greedy
+answer it takes twice as long, and its sums depend on how many positions are read, which is what the longest neighbour
+needs. Here a row's numbers are the same to the bit in any company, as long as whole groups of positions are read.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+GROUP = 16
+"""Positions are read in multiples of this: the numbers of a 512-bit register. Masked ones then add an exact zero."""
 
 
 @dataclass(frozen=True)
@@ -20,56 +27,85 @@ class AttentionShape:
     device: torch.device
 
 
+def whole_groups(tokens: int) -> int:
+    """The multiple of `GROUP` that holds so many positions."""
+    return -(-tokens // GROUP) * GROUP
+
+
 class KeyValues:
     """Slots of growing capacity; position `p` of a slot holds the key and the value of one token in every layer.
 
     Args:
         shape: of the model's attention.
-        slots: how many answers fit. A CPU gives memory to a slot only once it is written.
 
     Attributes:
-        data: (layers, slots, capacity, 2, heads, head_size). Positions never written are zero: a masked NaN would
-            still spoil a softmax.
+        data: (layers, 2, slots, heads, capacity, head_size), keys first. What a masked position holds is finite: a
+            masked NaN would still spoil a softmax.
     """
 
-    def __init__(self, shape: AttentionShape, slots: int) -> None:
+    def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self.data = self._zeros(slots, 0)
+        self.data = self._zeros(0, 0)
 
     @property
     def capacity(self) -> int:
         """How many tokens fit in a slot."""
-        return self.data.size(2)
+        return self.data.size(4)
 
-    def reserve(self, capacity: int, occupied: int) -> None:
-        """Makes room for `capacity` tokens in each slot; what the first `occupied` slots hold is kept."""
-        if capacity > self.capacity:
-            grown = self._zeros(self.data.size(1), capacity)
-            grown[:, :occupied, : self.capacity] = self.data[:, :occupied]
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Makes room for `capacity` tokens in each of so many slots; what the slots hold is kept."""
+        _, _, had, _, room, _ = self.data.shape
+        if slots > had or capacity > room:
+            # Twice as many slots, so that a crowd that comes one by one is copied a few times only.
+            grown = self._zeros(max(slots, 2 * had) if slots > had else had, max(room, whole_groups(capacity)))
+            grown[:, :, :had, :, :room] = self.data
             self.data = grown
 
     def move(self, source: int, target: int) -> None:
         """Copies a slot over another."""
-        self.data[:, target] = self.data[:, source]
+        self.data[:, :, target] = self.data[:, :, source]
 
-    def attend(self, layer: int, queries: Tensor, tokens: int, bias: Tensor | None) -> Tensor:
+    def wipe(self, slot: int) -> None:
+        """Clears what a broken answer left."""
+        self.data[:, :, slot] = 0
+
+    def keep(self, slot: int, positions: Tensor) -> None:
+        """Moves these positions of a slot to its beginning, in this order."""
+        self.data[:, :, slot, :, : len(positions)] = self.data[:, :, slot][:, :, :, positions]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Where `write` puts the tokens of the first slots; `positions` is (slots, tokens of each)."""
+        _, _, slots, heads, capacity, _ = self.data.shape
+        device = positions.device
+        part = torch.arange(2, device=device)[:, None] * slots * heads + torch.arange(heads, device=device)
+        slot = torch.arange(len(positions), device=device)[:, None] * heads
+        return ((slot[:, :, None, None] + part) * capacity + positions[:, :, None, None]).view(-1)
+
+    def write(self, layer: int, places: Tensor, keys_values: Tensor) -> None:
+        """Puts new tokens into a layer; `keys_values` is (tokens, 2 * heads * head_size), keys first."""
+        size = self._shape.head_size
+        self.data[layer].view(-1, size).index_copy_(0, places, keys_values.reshape(-1, size))
+
+    def attend(self, layer: int, queries: Tensor, tokens: int, bias: Tensor) -> Tensor:
         """Attention of every slot's queries over the first `tokens` positions of that slot.
 
         Args:
             layer: the layer's index.
             queries: (slots, queries, heads * head_size), for the first slots.
-            tokens: how many positions to read.
-            bias: what is added to the scores, broadcastable to (slots, heads, queries, tokens); None adds nothing.
+            tokens: how many positions to read, whole groups.
+            bias: float32, added to the scores: broadcastable to (slots, heads, queries, tokens).
 
         Returns: the shape of `queries`.
         """
-        slots, width, _ = queries.shape
-        keys, values = self.data[layer, :slots, :tokens].permute(2, 0, 3, 1, 4)
-        heads = queries.view(slots, width, self._shape.heads, self._shape.head_size).transpose(1, 2)
-        attended = scaled_dot_product_attention(heads, keys, values, attn_mask=bias, scale=self._shape.scale)
-        return attended.transpose(1, 2).reshape(slots, width, -1)
+        (slots, width, _), shape = queries.shape, self._shape
+        keys, values = self.data[layer, :, :slots].flatten(1, 2)[:, :, :tokens]
+        heads = queries.view(slots, width, shape.heads, shape.head_size).transpose(1, 2) * shape.scale
+        scores = torch.bmm(heads.reshape(-1, width, shape.head_size), keys.transpose(1, 2))
+        chances = (scores.view(slots, shape.heads, width, tokens) + bias).softmax(-1).to(values.dtype)
+        attended = torch.bmm(chances.view(-1, width, tokens), values)
+        return attended.view(slots, shape.heads, width, -1).transpose(1, 2).reshape(slots, width, -1)
 
     def _zeros(self, slots: int, capacity: int) -> Tensor:
         shape = self._shape
-        size = (shape.layers, slots, capacity, 2, shape.heads, shape.head_size)
+        size = (shape.layers, 2, slots, shape.heads, capacity, shape.head_size)
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)

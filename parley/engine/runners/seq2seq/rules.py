@@ -4,7 +4,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +28,13 @@ class Rules:
     Args:
         config: complete, as `Generation` gives it.
         prompt: the encoder's tokens.
+        bias: of the request, added to the scores of single tokens before anything else.
     """
 
-    def __init__(self, config: GenerationConfig, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, config: GenerationConfig, prompt: Sequence[int], bias: Mapping[int, float] | None = None
+    ) -> None:
+        self.bias = dict(bias or {})
         self._config = config
         self._prompt = sorted(set(prompt))
         self._said = _ngrams(prompt, config.encoder_no_repeat_ngram_size)
@@ -69,6 +73,8 @@ class Rules:
 def apply(scores: Tensor, rows: Sequence[Row]) -> None:
     """Carries the rules out, in place; `scores` is (rows, vocabulary), logits or log-probabilities."""
     for row, (rules, tokens) in zip(scores, rows, strict=True):
+        if rules.bias:
+            row[list(rules.bias)] += torch.tensor(list(rules.bias.values()), device=row.device)
         for penalty in rules.penalties(tokens):
             _penalise(row, penalty)
     _fill(scores, ((row, rules.banned(tokens)) for row, (rules, tokens) in enumerate(rows)), -torch.inf)

@@ -26,7 +26,7 @@ from parley.engine.runners.seq2seq.key_values import AttentionShape
 from parley.engine.runners.seq2seq.rules import Rules
 from parley.tokenizer import Tokenizer
 
-_PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "stop"]
+_PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "stop", "logit_bias"]
 _UNBOUNDED = 4096
 """Most tokens of a prompt and of an answer where neither the model nor its tokenizer has a limit."""
 
@@ -115,6 +115,7 @@ class Seq2SeqRunner:
             dtype=precision,
             context_length=self._positions,
             parameters=_PARAMETERS,
+            vocabulary=self._vocabulary,
             streams=self._generation.config.num_beams == 1,
         )
 
@@ -180,8 +181,9 @@ class Seq2SeqRunner:
         width = generation.config.num_beams
         if width not in self._cohorts:
             self._cohorts[width] = Cohort(self._max_batch, width, self._shape, self._decoder.relative)
+        rules = Rules(generation.config, job.prompt, job.sampling.logit_bias)
         search = _search(generation, job.sampling.seed, self._device)
-        self._cohorts[width].add(Answer(job.id, Rules(generation.config, job.prompt), search), cross)
+        self._cohorts[width].add(Answer(job.id, rules, search), cross)
         return None
 
     def _fault(self, job: Job) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from parley.engine.runners.seq2seq.key_values import AttentionShape, KeyValues
+from parley.engine.runners.seq2seq.key_values import AttentionShape, KeyValues, whole_groups
 
 RelativeBias = Callable[[Tensor], Tensor]
 """From distances in tokens (slots, nodes) to what is added to the scores: (slots, heads, 1, nodes)."""
@@ -28,22 +28,23 @@ class TreeCache:
 
     Args:
         shape: of the model's self-attention.
-        slots: how many answers fit.
+        slots: most answers at once.
         width: hypotheses of an answer.
         relative: the model's relative position bias, if it has one.
     """
 
     def __init__(self, shape: AttentionShape, slots: int, width: int, relative: RelativeBias | None) -> None:
         self._shape, self._width, self._relative = shape, width, relative
-        self._store = KeyValues(shape, slots)
+        self._store = KeyValues(shape)
         self._sees = torch.zeros((slots, width, 0), dtype=torch.bool, device=shape.device)
         self._depths = torch.zeros((slots, 0), dtype=torch.long, device=shape.device)
         self._used: list[int] = []
         self._lengths: list[int] = []
-        self._reserve(max(_FIRST_CAPACITY, 4 * width))
+        self._reserve(whole_groups(max(_FIRST_CAPACITY, 4 * width)))
 
     def add(self) -> None:
         """Opens the next slot, with no nodes."""
+        self._store.reserve(len(self._used) + 1, self._sees.size(2))
         self._sees[len(self._used)] = False
         self._used.append(0)
         self._lengths.append(0)
@@ -51,7 +52,7 @@ class TreeCache:
     def remove(self, slot: int, broken: bool) -> None:
         """Frees a slot; the last one takes its place. What a broken answer left is wiped."""
         if broken:
-            self._store.data[:, slot] = 0
+            self._store.wipe(slot)
         last = len(self._used) - 1
         if slot != last:
             self._store.move(last, slot)
@@ -67,12 +68,12 @@ class TreeCache:
         device, slots = self._shape.device, len(self._used)
         nodes = torch.tensor(self._used, device=device)[:, None] + torch.arange(self._width, device=device)
         lengths = torch.tensor(self._lengths, device=device)[:, None]
-        self._rows = (nodes + torch.arange(slots, device=device)[:, None] * self._store.capacity).view(-1)
+        self._places = self._store.places(nodes)
         self._sees[:slots].scatter_(2, nodes[:, :, None], True)
         self._depths[:slots].scatter_(1, nodes, lengths.expand(-1, self._width))
         self._used = [used + self._width for used in self._used]
         self._lengths = [length + 1 for length in self._lengths]
-        self._bias = self._step_bias(lengths, max(self._used))
+        self._bias = self._step_bias(lengths, whole_groups(max(self._used)))
 
     def attend(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
         """Writes the new nodes of a layer and attends from them.
@@ -84,7 +85,7 @@ class TreeCache:
 
         Returns: the shape of `queries`.
         """
-        self._store.data[layer].view(-1, keys_values.size(1)).index_copy_(0, self._rows, keys_values)
+        self._store.write(layer, self._places, keys_values)
         grouped = queries.view(-1, self._width, queries.size(1))
         return self._store.attend(layer, grouped, self._bias.size(3), self._bias).view_as(queries)
 
@@ -97,7 +98,7 @@ class TreeCache:
     def _step_bias(self, lengths: Tensor, nodes: int) -> Tensor:
         """Minus infinity where a hypothesis does not see a node: (slots, 1 or heads, width, nodes)."""
         hidden = ~self._sees[: len(lengths), None, :, :nodes]
-        bias = torch.zeros(hidden.shape, dtype=self._shape.dtype, device=self._shape.device)
+        bias = torch.zeros(hidden.shape, device=self._shape.device)
         if self._relative is not None:
             bias = bias + self._relative((lengths - self._depths[: len(lengths), :nodes]).clamp_min(0))
         return bias.masked_fill(hidden, -torch.inf)
@@ -114,13 +115,13 @@ class TreeCache:
         """Drops all nodes of a slot but these."""
         kept = len(nodes)
         if kept < self._used[slot]:
-            self._store.data[:, slot, :kept] = self._store.data[:, slot, nodes]
+            self._store.keep(slot, nodes)
             self._depths[slot, :kept] = self._depths[slot, nodes]
             self._sees[slot, :, :kept] = self._sees[slot, :, nodes]
             self._sees[slot, :, kept:] = False
             self._used[slot] = kept
 
     def _reserve(self, capacity: int) -> None:
-        self._store.reserve(capacity, len(self._used))
+        self._store.reserve(len(self._used), capacity)
         self._sees = pad(self._sees, (0, capacity - self._sees.size(2)))
         self._depths = pad(self._depths, (0, capacity - self._depths.size(1)))
