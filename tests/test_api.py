@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -105,6 +106,35 @@ def test_logprobs_are_the_model_s_own(service: Served) -> None:
     assert cold["logprobs"]["content"][0]["logprob"] < 0
     longer = ask(service, logprobs=True, max_tokens=8).json()["choices"][0]
     assert "".join(token["token"] for token in longer["logprobs"]["content"]) == longer["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def torch_service() -> Iterator[Served]:
+    """The embedded model on the engine that honours most."""
+    with serve({"PARLEY_ENGINE": "transformers"}) as served:
+        yield served
+
+
+def test_likeliest_tokens_and_biases_are_honoured(torch_service: Served) -> None:
+    """Fails when alternatives are not told with their tokens, or a bias does not decide, or names no token."""
+    (model,) = requests.get(f"{torch_service.url}/v1/models", timeout=5).json()["data"]
+    assert {"logprobs", "top_logprobs", "logit_bias"} <= set(model["parameters"])
+    asked = {"logprobs": True, "top_logprobs": 2, "temperature": 0, "max_tokens": 5}
+    plain = ask(torch_service, **asked).json()["choices"][0]
+    for token in plain["logprobs"]["content"]:
+        first, second = token["top_logprobs"]
+        assert first == {key: token[key] for key in ("token", "logprob", "bytes")}
+        assert second["logprob"] <= first["logprob"]
+    chunks = frames(ask(torch_service, stream=True, **asked))
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    again = [token for logprobs in streamed for token in logprobs["content"]]
+    assert [told["token"] for told in again] == [told["token"] for told in plain["logprobs"]["content"]]
+    assert [len(told["top_logprobs"]) for told in again] == [2] * 5
+    (wanted,) = ask(torch_service, "/tokenize", prompt="Z").json()["tokens"][-1:]
+    biased = ask(torch_service, logit_bias={str(wanted): 100}, temperature=0, max_tokens=5).json()["choices"][0]
+    assert biased["message"]["content"] == "Z" * 5
+    beyond = ask(torch_service, logit_bias={"999999999": 1})
+    assert (param(beyond), beyond.json()["error"]["code"]) == ("logit_bias", "invalid_value")
 
 
 @pytest.mark.parametrize(

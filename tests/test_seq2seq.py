@@ -54,6 +54,7 @@ ASKED = [
     Sampling(temperature=0.0),
     Sampling(temperature=0.8, top_p=0.9, seed=5),
     Sampling(temperature=1.3, top_k=7, seed=8, repetition_penalty=1.1),
+    Sampling(logit_bias={7: -100.0, 11: 1.5, 23: 0.25}, seed=3),
 ]
 
 
@@ -101,6 +102,8 @@ def reference(model: Any, job: Job) -> list[int]:
         asked |= {"num_beams": 1, "do_sample": sampling.temperature > 0}
     if sampling.temperature == 0:
         del asked["temperature"]
+    if sampling.logit_bias:
+        asked["sequence_bias"] = {(token,): bias for token, bias in sampling.logit_bias.items()}
     if sampling.max_tokens is not None:
         asked["max_new_tokens"] = sampling.max_tokens
     torch.manual_seed(sampling.seed or 0)

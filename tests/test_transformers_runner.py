@@ -148,6 +148,47 @@ def test_presence_penalty_keeps_tokens_from_coming_back(runner: TransformersRunn
     assert len(set(plain)) < len(plain)
 
 
+def test_a_bias_is_generate_s_and_of_its_own_request(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when a bias is weaker or stronger than asked, comes after other rules, or leaks into a neighbour."""
+    (text,) = prompts(20)
+    options = {"max_new_tokens": 24, "do_sample": False}
+    plain = generate(llama, text, **options)
+    bias = {plain[0]: -100.0, plain[3]: 0.5, 200: 0.25}
+    both = Sampling(max_tokens=24, temperature=0, logit_bias=bias, repetition_penalty=1.3)
+    jobs = [Job(1, text, Sampling(max_tokens=24, temperature=0, logit_bias=bias)), Job(2, text, GREEDY)]
+    ended = run(runner, [*jobs, Job(3, text, both)])
+    biased = {(token,): value for token, value in bias.items()}
+    assert ended[1].tokens == generate(llama, text, sequence_bias=biased, **options)
+    assert ended[2].tokens == plain
+    assert ended[3].tokens == generate(llama, text, sequence_bias=biased, repetition_penalty=1.3, **options)
+    assert ended[1].tokens != plain
+
+
+def test_log_probabilities_are_the_model_s_before_any_rule(runner: TransformersRunner, llama: ModelFolder) -> None:
+    """Fails when a temperature, a penalty or a bias changes what is told, or it belongs to another row or token."""
+    text, other = prompts(30, 9)
+    rules: dict[str, Any] = {"logit_bias": {9: 3.0}, "repetition_penalty": 1.5, "presence_penalty": 0.3}
+    asked = Sampling(max_tokens=12, temperature=1.7, seed=4, logprobs=True, top_logprobs=3, **rules)
+    told: list[tuple[int, float, list[tuple[int, float]]]] = []
+    for job in (Job(0, other, Sampling(max_tokens=12)), Job(1, text, asked), Job(2, other, GREEDY)):
+        runner.add(job)
+    ended = 0
+    while ended < 3:
+        for step in runner.step():
+            ended += bool(step.finish)
+            assert step.id == 1 or not step.logprobs
+            if step.id == 1:
+                told += zip(step.tokens, step.logprobs, step.likeliest, strict=True)
+    model = AutoModelForCausalLM.from_pretrained(llama.path, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*text, *(token for token, _, _ in told)]])).logits[0, len(text) - 1 :]
+    for given, (token, logprob, likeliest) in zip(logits.log_softmax(-1), told, strict=False):
+        assert logprob == pytest.approx(float(given[token]), abs=1e-4)
+        assert [other for other, _ in likeliest] == given.topk(3).indices.tolist()
+        assert [value for _, value in likeliest] == pytest.approx(given.topk(3).values.tolist(), abs=1e-4)
+    assert len(told) > 1
+
+
 def test_a_seed_gives_the_same_answer_whatever_else_runs(runner: TransformersRunner) -> None:
     """Fails when requests draw from one random stream, as continuous batching has it."""
     text, *others = prompts(30, 3, 90, 12, 55)

@@ -24,6 +24,7 @@ from parley.contract.openai import (
     ModelList,
     PromptTokensDetails,
     TokenLogprob,
+    TopLogprob,
     Usage,
 )
 from parley.engine import engine
@@ -123,12 +124,17 @@ def told(logprobs: Sequence[engine.TokenLogprob]) -> list[TokenLogprob]:
     """Log-probabilities in OpenAI's shape."""
     return [
         TokenLogprob(
-            token=(logprob.token or b"\xff").decode("utf-8", "replace"),
-            logprob=logprob.logprob,
-            bytes=None if logprob.token is None else list(logprob.token),
+            **likely(logprob.token, logprob.logprob).model_dump(),
+            top_logprobs=[likely(*pair) for pair in logprob.likeliest],
         )
         for logprob in logprobs
     ]
+
+
+def likely(token: bytes | None, logprob: float) -> TopLogprob:
+    """One token in OpenAI's shape."""
+    text = (token or b"\xff").decode("utf-8", "replace")
+    return TopLogprob(token=text, logprob=logprob, bytes=None if token is None else list(token))
 
 
 async def stream(chat: Chat, body: ChatCompletionRequest, terms: Terms, receive: Receive) -> Streamed:

@@ -201,13 +201,18 @@ class CompletionMessage(BaseModel):
     refusal: None = None
 
 
-class TokenLogprob(BaseModel):
-    """One token of the answer. `bytes` is null for a token that is a part of a character only."""
+class TopLogprob(BaseModel):
+    """One token. `bytes` is null for a token that is a part of a character only."""
 
     token: str
     logprob: float
     bytes: list[int] | None
-    top_logprobs: list[Any] = []
+
+
+class TokenLogprob(TopLogprob):
+    """One token of the answer, and the likeliest ones at its place."""
+
+    top_logprobs: list[TopLogprob] = []
 
 
 class ChoiceLogprobs(BaseModel):

@@ -1,6 +1,7 @@
 """One answer while it is made, in the engine process: from a runner's steps to the events that the API sees."""
 
 from collections import deque
+from collections.abc import Sequence
 
 from parley.contract.errors import ErrorCode
 from parley.engine.engine import Delta, Event, Failure, Finish, TokenLogprob
@@ -34,7 +35,8 @@ class Answer:
     def _text(self, step: Step) -> str:
         if self._logprobs is None:
             return self._detokenizer.push(step.tokens)
-        return "".join(self._logprobs.push(*pair) for pair in zip(step.tokens, step.logprobs, strict=True))
+        likeliest = step.likeliest or [[]] * len(step.tokens)
+        return "".join(self._logprobs.push(*told) for told in zip(step.tokens, step.logprobs, likeliest, strict=True))
 
     def _released(self, text: str, ended: bool = False) -> list[TokenLogprob]:
         return self._logprobs.release(len(text), ended) if self._logprobs is not None else []
@@ -53,11 +55,12 @@ class LogprobQueue:
         self._pushed = 0
         self._sent = 0
 
-    def push(self, token: int, logprob: float) -> str:
+    def push(self, token: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> str:
         """Takes one token in; returns the text that is final after it."""
         text = self._detokenizer.push([token])
         self._pushed += len(text)
-        self._waiting.append((self._pushed, TokenLogprob(self._detokenizer.token_bytes(token), logprob)))
+        others = [(self._detokenizer.token_bytes(other), likely) for other, likely in likeliest]
+        self._waiting.append((self._pushed, TokenLogprob(self._detokenizer.token_bytes(token), logprob, others)))
         return text
 
     def release(self, characters: int, ended: bool) -> list[TokenLogprob]:

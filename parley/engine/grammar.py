@@ -4,8 +4,8 @@ Between the tokens of the JSON there is one space or none. XGrammar's own transl
 a small model puts line breaks until its limit. Numbers have a bounded length for the same reason. What is written by
 such a grammar meets the schema; not everything that meets the schema can be written.
 
-XGrammar 0.1 reads two things wrongly, which are avoided here: digits after a group that may be missing, as in
-`"[" (digits ("," digits)*)? "]"`, and digits after a character beyond ASCII within one string.
+The XGrammar of GenAI 2026.4 reads two things wrongly, which are avoided here: digits in a group that may be missing,
+as in `"[" (digits ("," digits)*)? "]"`, and digits after a character beyond ASCII within one string.
 """
 
 import json

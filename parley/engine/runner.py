@@ -66,6 +66,8 @@ class Step(Struct, frozen=True):
     cached: int = 0
     logprobs: list[float] = []
     """One a token, if the job asked for them: natural logarithms of the probabilities that the model gave."""
+    likeliest: list[list[tuple[int, float]]] = []
+    """For each token, if the job asked for them: the likeliest ones at its place, and their log-probabilities."""
 
 
 class ModelInfo(Struct, frozen=True):
@@ -81,6 +83,8 @@ class ModelInfo(Struct, frozen=True):
     """Most tokens of prompt and answer together (of the prompt alone for an encoder-decoder)."""
     parameters: list[str]
     """Names of the sampling parameters that the runner honours, as fields of `Sampling`."""
+    vocabulary: int | None = None
+    """Number of token ids; None where it is not told, and no parameter names tokens by their ids."""
     streams: bool = True
     """False where the answer comes in one piece (beam search)."""
 

@@ -15,7 +15,7 @@ from parley.tokenizer import StreamText, Tokenizer, WholeText
 
 _PARAMETERS = [
     "max_tokens", "temperature", "top_p", "top_k", "seed",
-    "repetition_penalty", "frequency_penalty", "presence_penalty", "stop",
+    "repetition_penalty", "frequency_penalty", "presence_penalty", "stop", "logprobs", "top_logprobs", "logit_bias",
 ]  # fmt: skip
 _UNSERVED = {
     "num_beams": (None, 1),
@@ -106,6 +106,7 @@ class TransformersRunner:
             dtype=str(model.dtype).removeprefix("torch."),
             context_length=min(_positions(model), self._batch.capacity),
             parameters=_PARAMETERS,
+            vocabulary=model.config.get_text_config().vocab_size,
         )
 
     @property
@@ -153,14 +154,15 @@ class TransformersRunner:
             return Step(answer.job.id, error=error)
         stopped = progress.token in self._eos
         tokens = [] if stopped or progress.token is None else [progress.token]
+        told = _told(answer) if tokens and answer.asked.logprobs else {}
         if not progress.finished:
-            return Step(answer.job.id, tokens)
+            return Step(answer.job.id, tokens, **told)
         del self._answers[progress.id]
-        return Step(answer.job.id, tokens, "stop" if stopped else "length", cached=progress.cached or 0)
+        return Step(answer.job.id, tokens, "stop" if stopped else "length", cached=progress.cached or 0, **told)
 
     def _fault(self, job: Job) -> str | None:
         """Why a job cannot be served at all."""
-        context, vocabulary = self._info.context_length, self._model.config.get_text_config().vocab_size
+        context, vocabulary = self._info.context_length, self._info.vocabulary or 0
         if not job.prompt:
             return "the prompt has no tokens"
         if len(job.prompt) >= context:
@@ -173,6 +175,11 @@ class TransformersRunner:
         """Most tokens of the answer: the job's, else the model's, never more than the context has room for."""
         room = self._info.context_length - len(job.prompt)
         return min(job.sampling.max_tokens or self._config.max_new_tokens or room, room)
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """What a step tells of the newest token of an answer that asks for log-probabilities."""
+    return {"logprobs": [answer.logprob], "likeliest": [answer.likeliest] if answer.asked.top_logprobs else []}
 
 
 def _eos_ids(config: GenerationConfig, tokenizer: Tokenizer) -> list[int]:

@@ -9,7 +9,7 @@ the row's maximum for the batch's own argmax to find.
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -30,6 +30,28 @@ class Answer:
     rng: Random | None
     """Where its random numbers come from; None is greedy."""
     error: str | None = None
+    logprob: float = 0.0
+    """Of its newest token, if it asks for log-probabilities: as the model gave it, before any rule."""
+    likeliest: list[tuple[int, float]] = field(default_factory=list)
+    """The likeliest tokens in that token's place, as many as it asks for."""
+
+    @property
+    def asked(self) -> Sampling:
+        """How it wants its tokens chosen."""
+        return self.job.sampling
+
+
+class LogitBias(LogitsProcessor):
+    """Adds a request's bias to the logits of single tokens, before any other rule."""
+
+    def __init__(self, bias: Mapping[int, float], device: torch.device) -> None:
+        self._tokens = torch.tensor(list(bias), dtype=torch.long, device=device)
+        self._values = torch.tensor([list(bias.values())], device=device)
+
+    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
+        """`scores` is (1, vocabulary)."""
+        scores.index_add_(1, self._tokens, self._values.to(scores.dtype))
+        return scores
 
 
 class OpenAIPenalty(LogitsProcessor):
@@ -68,6 +90,8 @@ def begin(job: Job, limit: int, model: Any, base: GenerationConfig) -> Answer:
     frequency, presence = job.sampling.frequency_penalty or 0.0, job.sampling.presence_penalty or 0.0
     if frequency or presence:
         processors.insert(0, OpenAIPenalty(len(job.prompt), frequency, presence))
+    if job.sampling.logit_bias:
+        processors.insert(0, LogitBias(job.sampling.logit_bias, model.device))
     return Answer(job, processors, Random(job.sampling.seed) if config.do_sample else None)
 
 
@@ -106,11 +130,15 @@ class Sampler(ContinuousBatchingLogitsProcessor):
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """`scores` is (rows, vocabulary), float32; rows after the remembered ones belong to nobody."""
+        asking = [(row, answer) for row, (answer, _) in enumerate(self._rows) if answer.asked.logprobs]
+        given = scores[[row for row, _ in asking]].log_softmax(dim=-1)
         for row, (answer, state) in enumerate(self._rows):
             if answer.processors:
                 self._process(answer, state, scores[row : row + 1])
         self._mark_broken(scores)
         self._draw(scores)
+        for (row, answer), logprobs in zip(asking, given, strict=True):
+            tell(answer, logprobs, int(scores[row].argmax()))
         return scores
 
     def _process(self, answer: Answer, state: Any, row: Any) -> None:
@@ -138,3 +166,10 @@ class Sampler(ContinuousBatchingLogitsProcessor):
         points = torch.tensor([[point] for _, point in drawn], dtype=precision, device=scores.device)
         tokens = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).clamp(max=scores.size(1) - 1)
         scores[rows] = torch.full_like(scores[rows], -torch.inf).scatter(1, tokens, 0.0)
+
+
+def tell(answer: Answer, logprobs: Tensor, token: int) -> None:
+    """Notes what an answer wants to know of its newest token; `logprobs` is (vocabulary,)."""
+    best = logprobs.topk(answer.asked.top_logprobs or 0)
+    answer.logprob = float(logprobs[token])
+    answer.likeliest = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
