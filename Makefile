@@ -94,6 +94,7 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	mkdir -p $(@D)/bin
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) llama-cpp-python==$(LLAMA_CPP_PYTHON)
 	tar xzf $(@D)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory $(@D) --strip-components 2 --wildcards '*/vendor/llama.cpp'
+	$(BIN)/pip install --quiet --no-deps --target $(@D)/python sentencepiece==0.2.1
 	cmake -S $(@D)/llama.cpp -B $(@D)/build $(LLAMA_OPTIONS)
 	cmake --build $(@D)/build --target llama-server --parallel
 	cp $(@D)/build/bin/llama-server $(@D)/bin/

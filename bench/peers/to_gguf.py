@@ -12,7 +12,7 @@ from pathlib import Path
 def main() -> None:
     """Runs llama.cpp's own converter on the model."""
     source, model, target = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3]
-    sys.path[:0] = [str(source), str(source / "gguf-py")]
+    sys.path[:0] = [str(source), str(source / "gguf-py"), str(source.parent / "python")]
     from conversion.base import TextModel  # type: ignore[import-not-found]
 
     TextModel.get_vocab_base_pre = lambda _self, _tokenizer: "gpt-2"
