@@ -21,8 +21,8 @@ from container_tool import ContainerTool, ToolError
 from mirror import Mirror
 
 from parley.engine.launch import choose
-from parley.engine.model import ModelError, resolve
-from parley.settings import Settings
+from parley.engine.model import ModelError, ModelFolder, resolve
+from parley.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = Path("deploy/requirements-image.lock")
@@ -37,8 +37,8 @@ class Recipe:
     """What goes into one image."""
 
     lock: Path
-    model: Path | None = None
-    """The folder to bake; None for the embedded model."""
+    model: ModelFolder | None = None
+    """The model to bake; None for the embedded one."""
 
     @property
     def torch(self) -> str:
@@ -51,14 +51,16 @@ def recipe(model: str, gpu: bool) -> Recipe:
 
     Raises:
         ModelError: when there is no such model, or none of our engines can serve it.
+        SettingsError: when `PARLEY_CACHE` cannot be used.
     """
     if model == "pocket":
         return Recipe(GPU_LOCK if gpu else LOCK)
-    folder = resolve(model, Settings.from_env({}).cache)
+    cache = {name: value for name, value in os.environ.items() if name == "PARLEY_CACHE"}
+    folder = resolve(model, Settings.from_env(cache).cache)
     if gpu:
-        return Recipe(GPU_LOCK, folder.path)
+        return Recipe(GPU_LOCK, folder)
     engine = choose("auto", folder, "cpu", installed=lambda _: True).engine
-    return Recipe(LOCK if engine == "openvino" else TORCH_LOCK, folder.path)
+    return Recipe(LOCK if engine == "openvino" else TORCH_LOCK, folder)
 
 
 def stage(recipe: Recipe, context: Path) -> None:
@@ -75,11 +77,27 @@ def stage(recipe: Recipe, context: Path) -> None:
     if recipe.model is None:
         shutil.copytree(ROOT / "models", context / "models")
     else:
-        shutil.copytree(recipe.model, context / "models" / recipe.model.name)
+        bake(recipe.model, context / "models")
         shutil.copy(ROOT / "deploy/baked.py", context)
         bentofile["service"] = "baked:Parley"
         bentofile["include"] += ["baked.py", "models/**"]
     (context / "bentofile.yaml").write_text(yaml.safe_dump(bentofile), "utf-8")
+    let_all_read(context)
+
+
+def let_all_read(context: Path) -> None:
+    """The image runs as nobody's user; files made private, as safetensors' are, would be lost to it."""
+    for path in context.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def bake(model: ModelFolder, models: Path) -> None:
+    """Copies a model under the last part of its name, and with it the export that `parley convert` keeps elsewhere."""
+    target = models / model.name.rpartition("/")[2]
+    shutil.copytree(model.path, target)
+    export = model.exported(None)
+    if export and not export.is_relative_to(model.path):
+        shutil.copytree(export, target / export.name)
 
 
 def build_bento(recipe: Recipe) -> str:
@@ -122,7 +140,7 @@ def main() -> None:
         chosen = recipe(arguments.model, arguments.gpu)
         containerize(build_bento(chosen), arguments.image, chosen.torch, tool)
         print(tool.report(arguments.image))
-    except (ModelError, ToolError) as error:
+    except (ModelError, SettingsError, ToolError) as error:
         sys.exit(f"parley: {error}")
 
 

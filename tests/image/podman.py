@@ -16,6 +16,8 @@ HARDENED = [
     *("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
     *("--memory=1g", "--pids-limit=256", "--network=host", "--no-healthcheck"),
 ]
+ISOLATED = ["--network=none" if each == "--network=host" else each for each in HARDENED]
+"""As hardened, and with no network but its own loopback."""
 READY_SECONDS = 120.0
 STOP_SECONDS = 60
 
@@ -86,7 +88,12 @@ class Container:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://{self.address}:{self.port}"
+        return f"http://{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Its host and port."""
+        return f"{self.address}:{self.port}"
 
     def start(self) -> float:
         """Starts it and returns the seconds until it could answer."""

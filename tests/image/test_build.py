@@ -1,17 +1,30 @@
 """How the images are built: their Dockerfiles, their locks, what is listed of them, and models of one's own."""
 
+import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests.conftest import needs
+from parley.engine.model import ModelFolder, resolve
+from tests.conftest import POCKET, needs
 from tests.image.conftest import ROOT, make
-from tests.image.podman import Container, fetch, podman, running
+from tests.image.podman import ISOLATED, podman
+from tests.models_seq2seq import build_blenderbot
+from tests.soak import SOAK
 
+TORCH_VERSION = "2.13.0"
 LOCKS = ["image", "image-torch", "image-gpu", "client"]
 VALIDATE = """
 import sys
@@ -19,6 +32,17 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 fault = JsonStrictValidator(SchemaVersion.V1_6).validate_str(sys.stdin.read())
 sys.exit(fault and str(fault))
+"""
+
+ASK = """
+import time, urllib.request as u
+service = "http://127.0.0.1:3000"
+for _ in range(1200):
+    try: u.urlopen(service + "/readyz"); break
+    except OSError: time.sleep(0.1)
+body = b'{"user_input": "Who is Batman?"}'
+u.urlopen(u.Request(service + "/chat", body, {"Content-Type": "application/json"})).read()
+print(u.urlopen(service + "/v1/models").read().decode())
 """
 
 
@@ -66,16 +90,86 @@ def test_bill_of_materials_is_valid(service_image: str) -> None:
     assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in purls)
 
 
-def test_another_model_is_baked_in(base: str, tmp_path: Path) -> None:
-    """Fails when an image built with MODEL=... still asks a hub, or answers with the embedded model."""
-    mine = tmp_path / "mine"
-    subprocess.run(["cp", "-r", ROOT / "models/pocket", mine], check=True)
-    image = "localhost/parley:baked"
-    make("image.py", f"--model={mine}", f"--image={image}")
-    baked = Container(image, "parley-baked", "127.0.0.26")
-    with running(baked):
-        models = json.loads(fetch(f"{baked.url}/v1/models"))
-    assert [model["id"] for model in models["data"]] == ["mine"]
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`deploy/image.py`, imported as the script that it is."""
+    monkeypatch.syspath_prepend(str(ROOT / "deploy"))
+    return importlib.import_module("image")
+
+
+def test_gpu_variant_is_built_with_its_own_lock(recipes: ModuleType, tmp_path: Path) -> None:
+    """Fails when `GPU=1` makes the CPU image: it is not built here, where its packages would fill the disk."""
+    recipes.stage(recipes.recipe("pocket", gpu=True), tmp_path)
+    lock = (ROOT / "deploy/requirements-image-gpu.lock").read_text("utf-8")
+    assert (tmp_path / "deploy/requirements-image.lock").read_text("utf-8") == lock
+    dockerfile = tmp_path / "deploy/Dockerfile.template"
+    assert "-r /locks/requirements-image.lock" in dockerfile.read_text("utf-8")
+
+
+def test_a_hub_model_is_baked_under_its_name(recipes: ModuleType, tmp_path: Path) -> None:
+    """Fails when a baked model is called by the commit that its folder in the hub's cache is named after."""
+    model = ModelFolder(POCKET, "someone/pocket", json.loads((POCKET / "config.json").read_text("utf-8")))
+    recipes.stage(recipes.Recipe(recipes.LOCK, model), tmp_path)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["pocket"]
+
+
+def test_another_model_is_baked_in(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when an image of MODEL=... asks a hub, cannot read its files or lacks its export."""
+    mine, cache = tmp_path / "mine", tmp_path / "cache"
+    shutil.copytree(POCKET, mine, ignore=shutil.ignore_patterns("openvino"))
+    export: Path = resolve(str(mine), cache).exports / "openvino"  # type: ignore[operator]
+    shutil.copytree(POCKET / "openvino", export)
+    (mine / "model.safetensors").chmod(0o600)  # as safetensors writes them
+    export.chmod(0o700)  # as `parley convert` leaves it
+    monkeypatch.setenv("PARLEY_CACHE", str(cache))
+    make("image.py", f"--model={mine}", "--image=localhost/parley:baked")
+    (model,) = alone("localhost/parley:baked")
+    assert (model["id"], model["engine"]) == ("mine", "openvino")
+
+
+def test_an_encoder_decoder_model_brings_torch(recipes: ModuleType, tmp_path: Path) -> None:
+    """Fails when `MODEL=` with the kind of model that Parley began with makes an image without its engine's library."""
+    made = recipes.recipe(str(build_blenderbot(tmp_path / "blenderbot")), gpu=False)
+    recipes.stage(made, tmp_path / "context")
+    lock = (tmp_path / "context/deploy/requirements-image.lock").read_text("utf-8")
+    assert made.torch == TORCH_VERSION
+    assert lock == (ROOT / "deploy/requirements-image-torch.lock").read_text("utf-8")
+
+
+if SOAK:  # its layers are more than a gigabyte: minutes on a slow disk
+
+    def test_an_encoder_decoder_model_answers(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Fails when the image with torch cannot be built behind a mirror, or cannot load its model."""
+        blenderbot = build_blenderbot(tmp_path / "blenderbot", num_beams=1, max_length=8)
+        with index_of_torch(tmp_path / "torch", monkeypatch):
+            make("image.py", f"--model={blenderbot}", "--image=localhost/parley:torch")
+        (model,) = alone("localhost/parley:torch")
+        assert (model["id"], model["engine"]) == ("blenderbot", "seq2seq")
+
+
+@contextmanager
+def index_of_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The wheel of torch that this machine's pip takes, where a build's pip finds it, wherever it came from."""
+    lines = ["pip", "download", "--quiet", "--no-deps", f"--dest={folder}", f"torch=={TORCH_VERSION}"]
+    subprocess.run([sys.executable, "-m", *lines], check=True)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        conf = folder / "pip.conf"
+        conf.write_text(f"[global]\nfind-links = http://127.0.0.1:{server.server_port}/\n")
+        monkeypatch.setenv("PIP_CONF", str(conf))
+        yield
+        server.shutdown()
+
+
+def alone(image: str) -> Any:
+    """The models that an image offers, once it has answered without any network."""
+    run = ["run", "--detach", "--replace", "--name=parley-alone", *ISOLATED, "--env=PARLEY_ALLOW_ANONYMOUS=true", image]
+    podman(*run)
+    try:
+        return json.loads(podman("exec", "parley-alone", "python", "-c", ASK))["data"]
+    finally:
+        podman("rm", "--force", "--time=0", "parley-alone")
 
 
 def test_a_missing_model_is_one_line() -> None:
