@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, takewhile
@@ -13,6 +14,7 @@ PLAIN_CLIENTS = 8
 STREAM_CLIENTS = 6
 STREAM_WORDS = 20
 """A second's worth of the model-free engine's slow speech."""
+PATIENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Outcome:
     stream: bool
     replica: str
     fault: str | None
+    told: bool = False
+    """Whether the client was told that its answer is not whole: by a status, an event, or a broken transfer."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Load:
 
     url: str
     outcomes: list[Outcome] = field(default_factory=list)
+    open: dict[int, str] = field(default_factory=dict)
+    """The replicas whose streams are under way, by client."""
     _over: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -49,37 +55,60 @@ class Load:
         with httpx.Client(timeout=60) as http:
             for number in self._numbers():
                 words = " ".join(["slow", f"{client}.{number}", *map(str, range(STREAM_WORDS - 2))])
-                self.outcomes.append(_stream(http, f"{self.url}/v1/chat/completions", words))
+                self.outcomes.append(self._stream(http, client, words))
+
+    def wait_for(self, requests: int) -> None:
+        """Returns when so many requests have ended."""
+        _until(lambda: len(self.outcomes) >= requests)
+
+    def wait_for_stream_of(self, replica: str) -> None:
+        """Returns when a replica has a stream under way."""
+        _until(lambda: replica in list(self.open.values()))
 
     def end(self) -> None:
         """Lets each client finish what it is doing."""
         self._over.set()
 
+    def _stream(self, http: httpx.Client, client: int, words: str) -> Outcome:
+        body = {"model": "echo", "messages": [{"role": "user", "content": words}], "stream": True}
+        replica = ""
+        try:
+            with http.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
+                replica = self.open[client] = _replica(response)
+                events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+        except httpx.TransportError as error:
+            return Outcome(True, replica, type(error).__name__, told=True)
+        finally:
+            self.open.pop(client, None)
+        return _judge(replica, response.status_code, events, words)
+
     def _numbers(self) -> Iterator[int]:
         return takewhile(lambda _: not self._over.is_set(), count())
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "the clients get no answers"
+        time.sleep(0.005)
 
 
 def _plain(http: httpx.Client, url: str, words: str) -> Outcome:
     try:
         response = http.post(url, json={"user_input": words})
     except httpx.TransportError as error:
-        return Outcome(False, "", type(error).__name__)
-    right = response.status_code == httpx.codes.OK and response.json() == words
-    return Outcome(False, _replica(response), None if right else f"{response.status_code} {response.text}")
+        return Outcome(False, "", type(error).__name__, told=True)
+    if response.status_code != httpx.codes.OK:
+        return Outcome(False, _replica(response), f"{response.status_code} {response.text}", told=True)
+    return Outcome(False, _replica(response), None if response.json() == words else "another text")
 
 
-def _stream(http: httpx.Client, url: str, words: str) -> Outcome:
+def _judge(replica: str, status: int, events: list[str], words: str) -> Outcome:
     """Right when all the words came, and the `[DONE]` that says so."""
-    body = {"model": "echo", "messages": [{"role": "user", "content": words}], "stream": True}
-    replica, events = "", []
-    try:
-        with http.stream("POST", url, json=body) as response:
-            replica = _replica(response)
-            events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
-    except httpx.TransportError as error:
-        return Outcome(True, replica, type(error).__name__)
+    if error := next((event for event in events if event.startswith('{"error"')), None):
+        return Outcome(True, replica, error, told=True)
     if not events or events[-1] != "[DONE]":
-        return Outcome(True, replica, events[-1] if events else f"{response.status_code} without an event")
+        return Outcome(True, replica, f"{status}, {len(events)} events and no end", told=status != httpx.codes.OK)
     return Outcome(True, replica, None if _text(events[:-1]) == words else "another text")
 
 

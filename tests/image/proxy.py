@@ -2,22 +2,22 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import ROOT, free_port, needs
-from tests.image.podman import Container, wait_until_ready
+from tests.image.podman import wait_until_ready
 
 CONFIG = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 
 
 @contextmanager
-def haproxy(replicas: list[Container], config: Path = CONFIG) -> Iterator[str]:
-    """The address that stands for all replicas."""
+def haproxy(replicas: Sequence[str], config: Path = CONFIG) -> Iterator[str]:
+    """The address that stands for all replicas, which are given as `host:port`."""
     needs("haproxy")
     listen = f"127.0.0.1:{free_port()}"
-    places = {f"PARLEY_REPLICA_{number}": f"{each.address}:{each.port}" for number, each in enumerate(replicas, 1)}
+    places = {f"PARLEY_REPLICA_{number}": place for number, place in enumerate(replicas, 1)}
     environment = {**os.environ, **places, "PARLEY_LISTEN": listen}
     process = subprocess.Popen(["haproxy", "-db", "-f", config], env=environment, stdout=subprocess.DEVNULL)
     try:

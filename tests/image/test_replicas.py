@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import httpx
 import pytest
@@ -30,12 +31,25 @@ def group(service_image: str) -> Iterator[list[Container]]:
         yield shared
 
 
+def behind_haproxy(group: list[Container]) -> AbstractContextManager[str]:
+    """One address for all of them."""
+    return haproxy([replica.place for replica in group])
+
+
 def roll(group: list[Container]) -> None:
     """Stops and starts the replicas one by one, as a rolling update does."""
     for replica in group:
         time.sleep(SEEN_SECONDS)
         replica.stop()
         replica.start()
+
+
+def rolled_under_load(group: list[Container]) -> Load:
+    """At least `REQUESTS` from clients of both kinds, while every replica goes and comes back."""
+    with behind_haproxy(group) as url, under_load(url) as load:
+        roll(group)
+        load.wait_for(REQUESTS)
+    return load
 
 
 def counts(load: Load) -> dict[str, object]:
@@ -46,27 +60,25 @@ def counts(load: Load) -> dict[str, object]:
 
 def test_rolling_restart_loses_no_request(group: list[Container], note: Note) -> None:
     """Fails when a stopping replica drops an answer, or a newcomer is sent to one that cannot take it."""
-    with haproxy(group) as url, under_load(url) as load:
-        roll(group)
-        while len(load.outcomes) < REQUESTS:
-            time.sleep(0.1)
+    load = rolled_under_load(group)
     note("rolling restart", counts(load))
     assert load.failures == []
+    assert {outcome.replica for outcome in load.outcomes} == {"replica-1", "replica-2", "replica-3"}
 
 
 def test_a_killed_replica_fails_only_its_own_streams(group: list[Container], note: Note) -> None:
     """Fails when a death is felt by answers of other replicas, goes unnoticed by a client, or is not survived."""
-    with haproxy(group) as url, under_load(url) as load:
+    with behind_haproxy(group) as url, under_load(url) as load:
         time.sleep(SEEN_SECONDS)
+        load.wait_for_stream_of("replica-1")
         group[0].kill()
         group[0].start()
         time.sleep(SEEN_SECONDS)
         before = len(load.outcomes)
-        while len(load.outcomes) < before + 200:
-            time.sleep(0.1)
+        load.wait_for(before + 200)
     note("a replica killed under load", counts(load))
-    assert all(outcome.stream and outcome.replica == "replica-1" for outcome in load.failures)
-    assert len(load.failures) <= STREAM_CLIENTS
+    assert 1 <= len(load.failures) <= STREAM_CLIENTS
+    assert all(outcome.stream and outcome.replica == "replica-1" and outcome.told for outcome in load.failures)
     assert not any(outcome.fault for outcome in load.outcomes[before:])
 
 
@@ -96,7 +108,7 @@ def bodies(first: str) -> dict[str, list[tuple[str, dict[str, object]]]]:
 def test_a_conversation_stays_where_its_cache_is(group: list[Container]) -> None:
     """Fails when later turns of a conversation pay for their history again, on a replica that never saw it."""
     seen: set[str] = set()
-    with haproxy(group) as url, httpx.Client(base_url=url) as http:
+    with behind_haproxy(group) as url, httpx.Client(base_url=url) as http:
         for number in range(12):
             homes = set()
             for turns in bodies(f"Who is hero number {number}?").values():
@@ -107,9 +119,10 @@ def test_a_conversation_stays_where_its_cache_is(group: list[Container]) -> None
 
 
 def test_without_drain_answers_are_lost(service_image: str, note: Note) -> None:
-    """Fails when the test above would pass without the drain that it is about."""
+    """Fails when the rolling restart above would pass without the drain that it is about."""
     hasty = replicas(service_image, PARLEY_DRAIN_GRACE="0")
-    with running(*hasty), haproxy(hasty) as url, under_load(url) as load:
-        roll(hasty)
+    with running(*hasty):
+        load = rolled_under_load(hasty)
     note("rolling restart without drain", counts(load))
     assert load.failures
+    assert all(outcome.told for outcome in load.failures)
