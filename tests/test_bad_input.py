@@ -94,7 +94,7 @@ def odd_request(rng: random.Random) -> tuple[str, str, bytes, str]:
     return method, path, body, kind
 
 
-def test_no_input_is_the_service_s_fault(echo_service: Served) -> None:
+def test_r02_no_input_is_the_service_s_fault(echo_service: Served) -> None:
     """Fails when a client can make the service fail, or get an error that its own library cannot read (R2)."""
     rng = random.Random(2)
     slowest = 0.0
@@ -117,7 +117,7 @@ def test_no_input_is_the_service_s_fault(echo_service: Served) -> None:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("body", BROKEN, ids=lambda body: repr(body[:24]))
-def test_what_is_no_json_is_refused(echo_service: Served, path: str, body: bytes) -> None:
+def test_r02_what_is_no_json_is_refused(echo_service: Served, path: str, body: bytes) -> None:
     """Fails when broken text gets through one parser and breaks another (R2)."""
     response = requests.post(echo_service.url + path, data=body, headers={"Content-Type": JSON}, timeout=20)
     assert response.status_code == 400
@@ -138,7 +138,7 @@ def test_what_is_no_json_is_refused(echo_service: Served, path: str, body: bytes
         (JSON, "gzip"),
     ],
 )
-def test_another_kind_of_body_is_refused(echo_service: Served, path: str, kind: str, encoding: str) -> None:
+def test_r02_r18_another_kind_of_body_is_refused(echo_service: Served, path: str, kind: str, encoding: str) -> None:
     """Fails when a form without a boundary is a 500, or a pickle is looked at (R2, R18)."""
     headers = {"Content-Type": kind, "Content-Encoding": encoding}
     response = requests.post(echo_service.url + path, data=b"--x\r\n\r\nhi", headers=headers, timeout=20)
@@ -148,7 +148,7 @@ def test_another_kind_of_body_is_refused(echo_service: Served, path: str, kind: 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
 @pytest.mark.parametrize("path", ["/chat", COMPLETIONS, "/tokenize"])
-def test_other_methods_are_told_which_there_are(echo_service: Served, method: str, path: str) -> None:
+def test_r02_other_methods_are_told_which_there_are(echo_service: Served, method: str, path: str) -> None:
     """Fails when BentoML's and FastAPI's routes refuse a method differently (R2)."""
     response = requests.request(method, echo_service.url + path, timeout=20)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
@@ -159,7 +159,7 @@ def test_other_methods_are_told_which_there_are(echo_service: Served, method: st
 @pytest.mark.parametrize(
     "path", ["/chat/", "/nowhere", "/v1", "/v1/models/", "//", "/static_content/../service.py", "/%00"]
 )
-def test_an_unknown_path_is_a_plain_404(echo_service: Served, path: str) -> None:
+def test_r02_an_unknown_path_is_a_plain_404(echo_service: Served, path: str) -> None:
     """Fails when a slash too many redirects to a host that the client made up (R2)."""
     host, port = urlsplit(echo_service.url).netloc.split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=20)
@@ -181,7 +181,7 @@ def test_an_unknown_path_is_a_plain_404(echo_service: Served, path: str) -> None
         b"SSH-2.0-x",
     ],
 )
-def test_what_is_no_request_is_told_so_in_the_same_shape(echo_service: Served, request_line: bytes) -> None:
+def test_r02_what_is_no_request_is_told_so_in_the_same_shape(echo_service: Served, request_line: bytes) -> None:
     """Fails when uvicorn answers in plain text what it cannot read (R2)."""
     host, port = urlsplit(echo_service.url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -225,14 +225,14 @@ def completions(served: Served, **body: Any) -> requests.Response:
 
 
 @pytest.mark.parametrize(("field", "value"), at(0), ids=lambda value: str(value)[:12])
-def test_a_parameter_at_its_limit_is_served(echo_service: Served, field: str, value: Any) -> None:
+def test_r10_a_parameter_at_its_limit_is_served(echo_service: Served, field: str, value: Any) -> None:
     """Fails when a limit is one less than it says (R10)."""
     response = completions(echo_service, **{field: value, "context_policy": "keep_recent"})
     assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize(("field", "value"), at(1), ids=lambda value: str(value)[:12])
-def test_a_parameter_beyond_its_limit_is_refused_by_its_name(echo_service: Served, field: str, value: Any) -> None:
+def test_r10_a_parameter_beyond_its_limit_is_refused_by_its_name(echo_service: Served, field: str, value: Any) -> None:
     """Fails when a limit holds nobody, or is found only after the work was done (R10)."""
     began = time.monotonic()
     error = completions(echo_service, **{field: value}).json()["error"]
@@ -243,7 +243,7 @@ def test_a_parameter_beyond_its_limit_is_refused_by_its_name(echo_service: Serve
 
 @pytest.mark.parametrize("field", ["n", "max_tokens", "max_completion_tokens", "top_logprobs", "top_k", "seed"])
 @pytest.mark.parametrize("value", [2**64, 2**64 - 1, -(2**64), 10**18, -1, 0.5, "1", True, [], {}])
-def test_numbers_out_of_all_bounds_are_refused(echo_service: Served, field: str, value: Any) -> None:
+def test_r10_numbers_out_of_all_bounds_are_refused(echo_service: Served, field: str, value: Any) -> None:
     """Fails when a huge number overflows in the engine, where it would end everybody's answers (R10)."""
     more = {"logprobs": True} if field == "top_logprobs" else {}
     response = completions(echo_service, **{field: value}, **more)
@@ -251,7 +251,7 @@ def test_numbers_out_of_all_bounds_are_refused(echo_service: Served, field: str,
     assert response.json()["error"]["param"] == field
 
 
-def test_large_schemas_and_biases_are_refused_before_the_engine_sees_them(echo_service: Served) -> None:
+def test_r10_large_schemas_and_biases_are_refused_before_the_engine_sees_them(echo_service: Served) -> None:
     """Fails when the time to compile a grammar is the client's to choose (R10)."""
     limits = Limits()
 
@@ -317,7 +317,7 @@ def test_a_schema_that_can_be_enforced_is_taken(schema: dict[str, Any]) -> None:
     ],
     ids=lambda schema: json.dumps(schema)[:40],
 )  # fmt: skip
-def test_a_schema_that_cannot_be_enforced_is_refused(schema: dict[str, Any]) -> None:
+def test_r03_r10_a_schema_that_cannot_be_enforced_is_refused(schema: dict[str, Any]) -> None:
     """Fails when a schema gets to the grammar engine that raises, hangs, crashes or is skipped there (R3, R10)."""
     with pytest.raises(SchemaFault):
         check_schema(schema)

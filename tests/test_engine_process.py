@@ -75,7 +75,7 @@ async def test_a_closed_generator_cancels_its_job(engine: EngineProcess) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_killed_or_frozen_it_fails_its_streams_and_comes_back(engine: EngineProcess, number: int) -> None:
+async def test_r04_r16_killed_or_frozen_it_fails_its_streams_and_comes_back(engine: EngineProcess, number: int) -> None:
     """Fails when clients of a dead or stopped engine wait for ever, or the engine stays away (R4, R16)."""
     tasks = [asyncio.create_task(answer(engine, "slow " + "word " * 400)) for _ in range(8)]
     await until(lambda: engine.health().running == 8)
@@ -100,7 +100,7 @@ async def test_while_it_restarts_newcomers_are_told_to_come_back(engine: EngineP
     assert caught.value.retry_after is not None
 
 
-async def test_drain_lets_running_answers_finish_and_refuses_new_ones() -> None:
+async def test_r15_drain_lets_running_answers_finish_and_refuses_new_ones() -> None:
     """Fails when a stop cuts answers that had time to finish, or takes new work while stopping (R15)."""
     engine = EngineProcess(ECHO, Limits())
     await engine.start()
@@ -118,7 +118,7 @@ async def test_drain_lets_running_answers_finish_and_refuses_new_ones() -> None:
     assert engine._process.poll() is not None
 
 
-async def test_what_is_cut_by_the_end_of_the_grace_gets_an_error() -> None:
+async def test_r01_r15_what_is_cut_by_the_end_of_the_grace_gets_an_error() -> None:
     """Fails when an answer that outlasts the grace ends like a complete one (R1, R15)."""
     engine = EngineProcess(ECHO, Limits())
     await engine.start()
@@ -129,7 +129,7 @@ async def test_what_is_cut_by_the_end_of_the_grace_gets_an_error() -> None:
     assert isinstance((await running)[-1], Failure)
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -> None:
+async def test_r17_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -> None:
     """Fails when a broken model is loaded over and over, or its reason is lost (R17)."""
     engine = EngineProcess(Launch("openvino", "test", "nowhere", "/nonexistent", Placement()), Limits())
     await engine.start()
@@ -139,7 +139,7 @@ async def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -> No
     await engine.drain(0)
 
 
-async def test_a_model_that_was_loaded_once_is_tried_until_it_loads_again(tmp_path: Path) -> None:
+async def test_r04_a_model_that_was_loaded_once_is_tried_until_it_loads_again(tmp_path: Path) -> None:
     """Fails when a full disk or a moment without memory, just at a restart, ends the service for good (R4)."""
     folder = shutil.copytree(POCKET, tmp_path / "pocket")
     launch = Launch("openvino", "test", "pocket", str(folder), Placement(), str(folder))
@@ -155,7 +155,7 @@ async def test_a_model_that_was_loaded_once_is_tried_until_it_loads_again(tmp_pa
     await engine.drain(0)
 
 
-async def test_a_process_that_cannot_be_started_is_tried_again(
+async def test_r04_a_process_that_cannot_be_started_is_tried_again(
     engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails when the want of memory that killed the engine also ends its supervisor (R4)."""

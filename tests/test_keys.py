@@ -90,7 +90,7 @@ walk(service.service.to_asgi(is_main=True).routes)
     return set(done.stdout.split())
 
 
-def test_every_route_is_on_one_of_the_two_lists(keyed: Served) -> None:
+def test_r13_every_route_is_on_one_of_the_two_lists(keyed: Served) -> None:
     """Fails when a route is added, by us or by a new version of BentoML, that nobody has decided about (R13)."""
     assert inventory() == OPEN | CLOSED
     for route in OPEN:
@@ -109,7 +109,7 @@ def test_every_route_is_on_one_of_the_two_lists(keyed: Served) -> None:
      f"Bearer {secret('plain')}x", f"Bearer {secret('plain').upper()}", "Bearer " + "x" * 8000,
      f"Bearer {hashlib.sha256(secret('plain').encode()).hexdigest()}"],
 )  # fmt: skip
-def test_what_is_no_key_is_refused(keyed: Served, authorization: str) -> None:
+def test_r13_what_is_no_key_is_refused(keyed: Served, authorization: str) -> None:
     """Fails when a part of a key, its hash, or another scheme is enough (R13)."""
     headers = {"Authorization": authorization.encode("latin-1")}
     answer = requests.post(f"{keyed.url}/chat", json={"user_input": "hi"}, headers=headers, timeout=10)
@@ -125,7 +125,7 @@ def test_what_is_no_key_is_refused(keyed: Served, authorization: str) -> None:
      "/V1/models", "/v1//models", "http://evil.example/v1/models", "/v1/models;/livez"],
 )  # fmt: skip
 @pytest.mark.parametrize("host", ["", "127.0.0.1", "localhost:3000", "evil.example", "/livez", "a/b?c"])
-def test_odd_hosts_and_paths_get_nothing(keyed: Served, target: str, host: str) -> None:
+def test_r13_odd_hosts_and_paths_get_nothing(keyed: Served, target: str, host: str) -> None:
     """Fails when the key is asked for one spelling of a path, and the router answers another (R13)."""
     address, port = urlsplit(keyed.url).netloc.split(":")
     connection = http.client.HTTPConnection(address, int(port), timeout=10)
@@ -211,7 +211,7 @@ def test_pages_of_another_origin_read_refusals_too(keyed: Served) -> None:
     assert "access-control-allow-origin" not in stranger.headers
 
 
-def test_a_websocket_needs_more_than_a_path(keyed: Served) -> None:
+def test_r13_a_websocket_needs_more_than_a_path(keyed: Served) -> None:
     """Fails when an upgrade goes around the keys (R13)."""
     headers = {
         "Connection": "Upgrade",
@@ -255,7 +255,7 @@ def listen(env: dict[str, str], host: str) -> tuple[subprocess.Popen[str], int]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True), port
 
 
-def test_listening_to_all_without_keys_must_be_meant() -> None:
+def test_r13_r17_listening_to_all_without_keys_must_be_meant() -> None:
     """Fails when a service that was started for one machine answers a whole network (R13, R17)."""
     process, _ = listen({}, "0.0.0.0")
     said = process.communicate(timeout=40)[0]

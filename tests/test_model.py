@@ -194,8 +194,8 @@ HOSTILE_JSON = {
 
 
 @pytest.mark.parametrize("case", HOSTILE_JSON)
-def test_a_config_that_asks_for_code_is_refused(model: Path, tmp_path: Path, case: str) -> None:
-    """Fails when a model folder can choose what this machine imports."""
+def test_r12_a_config_that_asks_for_code_is_refused(model: Path, tmp_path: Path, case: str) -> None:
+    """R12. Fails when a model folder can choose what this machine imports."""
     name, changes = HOSTILE_JSON[case]
     edit(model / name, **changes)
     assert "never run" in refusal(model, tmp_path)
@@ -203,14 +203,14 @@ def test_a_config_that_asks_for_code_is_refused(model: Path, tmp_path: Path, cas
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'"text"', b"[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_broken_config_is_refused(model: Path, tmp_path: Path, name: str, content: bytes) -> None:
-    """Fails when malformed JSON ends in a traceback."""
+def test_r12_a_broken_config_is_refused(model: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    """R12. Fails when malformed JSON ends in a traceback."""
     (model / name).write_bytes(content)
     assert name in refusal(model, tmp_path)
 
 
-def test_a_link_out_of_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
-    """Fails when a model can make us read, or serve, any file of the machine."""
+def test_r12_a_link_out_of_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    """R12. Fails when a model can make us read, or serve, any file of the machine."""
     (model / "extra").mkdir()
     (model / "extra" / "data.txt").symlink_to("/etc/hostname")
     assert "link out of" in refusal(model, tmp_path)
@@ -228,8 +228,8 @@ def test_links_inside_the_hub_s_cache_are_fine(model: Path, tmp_path: Path) -> N
     assert "link out of" in refusal(snapshot, tmp_path)
 
 
-def test_a_pipe_in_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
-    """Fails when opening a file of the folder can block for ever."""
+def test_r12_a_pipe_in_the_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    """R12. Fails when opening a file of the folder can block for ever."""
     os.mkfifo(model / "tokenizer.model")
     assert "regular file" in refusal(model, tmp_path)
 
@@ -243,16 +243,16 @@ def test_a_missing_part_is_named(model: Path, tmp_path: Path, missing: str) -> N
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])
-def test_truncated_weights_are_refused(model: Path, tmp_path: Path, keep: int) -> None:
-    """Fails when an interrupted download is loaded up to where it ends."""
+def test_r12_truncated_weights_are_refused(model: Path, tmp_path: Path, keep: int) -> None:
+    """R12. Fails when an interrupted download is loaded up to where it ends."""
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     assert "damaged" in refusal(model, tmp_path)
 
 
 @pytest.mark.parametrize("header", [b"\xff" * 8, (2**40).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]"])
-def test_a_malformed_weights_header_is_refused(model: Path, tmp_path: Path, header: bytes) -> None:
-    """Fails when a header's claimed size is believed."""
+def test_r12_a_malformed_weights_header_is_refused(model: Path, tmp_path: Path, header: bytes) -> None:
+    """R12. Fails when a header's claimed size is believed."""
     (model / "model.safetensors").write_bytes(header + b"{}" * 100)
     assert "damaged" in refusal(model, tmp_path)
 
@@ -261,14 +261,14 @@ def test_a_malformed_weights_header_is_refused(model: Path, tmp_path: Path, head
     "index",
     ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "../../secret"}}', '{"weight_map": {"a": ["b"]}}'],
 )
-def test_an_index_may_only_name_tensors_that_are_there(model: Path, tmp_path: Path, index: str) -> None:
-    """Fails when a shards' index reaches out of the folder, or promises what no shard holds."""
+def test_r12_an_index_may_only_name_tensors_that_are_there(model: Path, tmp_path: Path, index: str) -> None:
+    """R12. Fails when a shards' index reaches out of the folder, or promises what no shard holds."""
     (model / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(model, tmp_path)
 
 
 @pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)])
-def test_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zipped: bool) -> None:
+def test_r12_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zipped: bool) -> None:
     """Fails when a converted model differs from its pickle, tied weights included, or is converted anew each time."""
     model, cache = build_qwen2(tmp_path / "model"), tmp_path / "cache"
     state = to_pickle(model, shards, zipped)
@@ -283,8 +283,8 @@ def test_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zipped:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip", "legacy", "values"])
-def test_a_pickle_that_runs_code_is_refused(model: Path, tmp_path: Path, kind: str) -> None:
-    """Fails when loading a model can run a command on this machine."""
+def test_r12_a_pickle_that_runs_code_is_refused(model: Path, tmp_path: Path, kind: str) -> None:
+    """R12. Fails when loading a model can run a command on this machine."""
     canary, path = tmp_path / "canary", model / "pytorch_model.bin"
     (model / "model.safetensors").unlink()
     if kind == "pickle":
@@ -298,8 +298,8 @@ def test_a_pickle_that_runs_code_is_refused(model: Path, tmp_path: Path, kind: s
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_converter_has_no_network() -> None:
-    """Fails when the process that reads pickles can reach even this machine's own ports."""
+def test_r12_the_converter_has_no_network() -> None:
+    """R12. Fails when the process that reads pickles can reach even this machine's own ports."""
     code = """
 import socket
 from parley.engine.runners.convert import leave_network

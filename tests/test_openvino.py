@@ -8,7 +8,7 @@ import pytest
 from parley.contract.chat import Message
 from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
-from parley.engine.runner import Job, Placement, Sampling
+from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
 from parley.engine.runners.openvino import OpenVINORunner, cache_blocks
 from parley.settings import DEFAULT_SYSTEM_PROMPT
@@ -56,6 +56,16 @@ def run(runner: OpenVINORunner, jobs: Sequence[Job]) -> dict[int, list[int]]:
             if step.finish:
                 open_jobs.remove(step.id)
     return tokens
+
+
+def test_what_the_library_does_not_tell_is_not_told(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
+    """Fails when a count of cached tokens is made up: GenAI reuses prefixes and does not say how much of them."""
+    for _ in range(2):
+        runner.add(Job(1, prompts[0], Sampling(max_tokens=2)))
+        steps: list[Step] = []
+        while not (steps and steps[-1].finish):
+            steps += runner.step()
+        assert {step.cached for step in steps} == {None}
 
 
 def test_greedy_answers_are_transformers_answers(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
@@ -114,7 +124,7 @@ def test_a_cancelled_job_is_gone_and_the_others_are_not_disturbed(
     assert expected[-len(seen) :] == seen
 
 
-def test_more_long_requests_than_the_cache_holds_all_end(folder: ModelFolder, prompts: list[list[int]]) -> None:
+def test_r22_more_long_requests_than_the_cache_holds_all_end(folder: ModelFolder, prompts: list[list[int]]) -> None:
     """Fails when a full cache hangs, crashes or loses requests (R22)."""
     small = openvino.load(folder, Placement(max_batch=2), "test")
     rng = Random(0)

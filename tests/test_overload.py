@@ -83,7 +83,7 @@ def burst(served: Served, body: Any, count: int) -> list[tuple[bytes, float]]:
     return [(answers[connection], seconds[connection]) for connection in connections]
 
 
-def test_ten_times_too_many_are_served_or_refused_at_once(small: Served) -> None:
+def test_r08_ten_times_too_many_are_served_or_refused_at_once(small: Served) -> None:
     """Fails when overload ends in timeouts and 5xx, or refusals do not say when to come back (R8)."""
     count = 10 * (PLACES + QUEUE)
     answers = burst(small, slow(20), count)
@@ -104,7 +104,7 @@ def test_ten_times_too_many_are_served_or_refused_at_once(small: Served) -> None
     assert requests.get(f"{small.url}/readyz", timeout=5).json()["running"] == 0
 
 
-def test_the_admitted_begin_in_the_time_that_the_refused_are_told(small: Served) -> None:
+def test_r08_the_admitted_begin_in_the_time_that_the_refused_are_told(small: Served) -> None:
     """Fails when a place in the queue is worth nothing, or a burst leaves something behind in memory (R8)."""
     at_once(PLACES, lambda _: requests.post(small.url + COMPLETIONS, json=slow(20), timeout=60))  # measures the rate
     begun = len(records(small))
@@ -185,7 +185,7 @@ def half_sent(served: Served, length: int = 100) -> socket.socket:
     return connection
 
 
-def test_half_sent_bodies_shut_nobody_out_and_are_dropped(small: Served) -> None:
+def test_r09_half_sent_bodies_shut_nobody_out_and_are_dropped(small: Served) -> None:
     """Fails when a place is taken before the body has arrived, or a stalled connection is held for ever (R9)."""
     stalled = [half_sent(small) for _ in range(300)]
     answers = [requests.post(f"{small.url}/chat", json={"user_input": "hi"}, timeout=10).json() for _ in range(50)]
@@ -202,7 +202,7 @@ def test_half_sent_bodies_shut_nobody_out_and_are_dropped(small: Served) -> None
 @pytest.mark.parametrize("path", ["/chat", COMPLETIONS, "/nowhere"])
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("size", [65_537, 3_000_000])
-def test_a_body_beyond_the_limit_is_a_413(small: Served, path: str, chunked: bool, size: int) -> None:
+def test_r09_a_body_beyond_the_limit_is_a_413(small: Served, path: str, chunked: bool, size: int) -> None:
     """Fails when a chunked body gets around the limit, or the client is cut off before it can read why (R9)."""
     body = json.dumps({"user_input": "x" * (size - 18)}).encode()
     pieces = (body[start : start + 50_000] for start in range(0, size, 50_000))
@@ -212,7 +212,7 @@ def test_a_body_beyond_the_limit_is_a_413(small: Served, path: str, chunked: boo
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_a_client_that_asks_first_is_refused_before_it_sends(small: Served) -> None:
+def test_r09_a_client_that_asks_first_is_refused_before_it_sends(small: Served) -> None:
     """Fails when `Expect: 100-continue` makes a client upload what is refused anyway (R9)."""
     host, port = urlsplit(small.url).netloc.split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=20)

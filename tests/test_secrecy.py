@@ -51,7 +51,7 @@ def plant(served: Served) -> list[requests.Response]:
     return answers
 
 
-def test_r7_no_text_of_a_user_is_told_on_success_or_refusal(echo_service: Served) -> None:
+def test_r07_no_text_of_a_user_is_told_on_success_or_refusal(echo_service: Served) -> None:
     """R7. Fails when a prompt, an answer, a system prompt or a key can be read by who reads logs, metrics or errors."""
     answers = plant(echo_service)
     assert {answer.status_code for answer in answers} >= {200, 400, 404}
@@ -60,7 +60,7 @@ def test_r7_no_text_of_a_user_is_told_on_success_or_refusal(echo_service: Served
     assert not [text for text in told if SECRET in text]
 
 
-def test_r7_no_text_of_a_user_is_told_when_the_engine_dies() -> None:
+def test_r07_no_text_of_a_user_is_told_when_the_engine_dies() -> None:
     """R7. Fails when a crash prints what it was working on."""
     with serve({"PARLEY_ENGINE": "echo"}) as served:
         answers: list[requests.Response] = []
@@ -86,7 +86,7 @@ def test_r7_no_text_of_a_user_is_told_when_the_engine_dies() -> None:
     assert {(record["code"], record["finish_reason"]) for record in told} == {("engine_unavailable", "error")}
 
 
-def test_r7_a_key_is_told_by_its_name(tmp_path: Path) -> None:
+def test_r07_a_key_is_told_by_its_name(tmp_path: Path) -> None:
     """R7. Fails when the log cannot tell whose a request was, or tells the key itself, right or wrong."""
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[keys]]\nname = "web"\nsha256 = "{hashlib.sha256(SECRET.encode()).hexdigest()}"\n')
@@ -120,7 +120,7 @@ asyncio.run(main())""",
 
 
 @pytest.mark.parametrize("crash", CRASHES)
-def test_r7_exceptions_are_told_without_their_messages(crash: str) -> None:
+def test_r07_exceptions_are_told_without_their_messages(crash: str) -> None:
     """R7. Fails when a library's exception is logged with its message, which quotes what it could not handle."""
     program = f"""
 import logging, sys
@@ -136,7 +136,7 @@ SECRET = chr(122) + {SECRET[1:]!r}
     assert "ValueError" in told
 
 
-def test_r7_a_runner_that_raises_is_told_without_its_prompt() -> None:
+def test_r07_a_runner_that_raises_is_told_without_its_prompt() -> None:
     """R7. Fails when the engine process dies with a traceback that ends in the words of the prompt."""
     program = f"""
 import socket, sys, threading

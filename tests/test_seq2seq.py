@@ -226,8 +226,8 @@ def test_a_seed_concerns_its_own_request_alone(blenderbot: Path) -> None:
     assert run(runner, [msgspec.structs.replace(seeded, sampling=Sampling(temperature=1.0))])[0].tokens != alone
 
 
-def test_a_broken_row_fails_alone(tmp_path: Path) -> None:
-    """Fails when one prompt's NaN reaches other rows, at once or through a slot that is used again later."""
+def test_r03_a_broken_row_fails_alone(tmp_path: Path) -> None:
+    """R3. Fails when one prompt's NaN reaches other rows, at once or through a slot that is used again later."""
     poison = VOCABULARY - 1
     path = build_flan_t5(tmp_path / "model", num_beams=3, max_length=30, bad_words_ids=[[poison]])
     healthy = [Job(i, prompt, Sampling()) for i, prompt in enumerate(prompts(8, seed=6)) if poison not in prompt]

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, serve
         ({"PARLEY_MODEL": "nobody/nothing", "HF_HUB_OFFLINE": "1"}, ["nobody/nothing"]),
     ],
 )
-def test_a_bad_start_is_one_line_and_a_status(env: dict[str, str], words: list[str], tmp_path: Path) -> None:
+def test_r17_a_bad_start_is_one_line_and_a_status(env: dict[str, str], words: list[str], tmp_path: Path) -> None:
     """Fails when a wrong setting gives a traceback, a crash loop or a service that never answers (R17)."""
     with serve({"PARLEY_CACHE": str(tmp_path), **env}, ready=False) as served:
         assert served.process.wait(30) == 1
@@ -28,7 +28,7 @@ def test_a_bad_start_is_one_line_and_a_status(env: dict[str, str], words: list[s
             assert word in said[0]
 
 
-def test_a_model_that_breaks_while_loading_ends_the_service(tmp_path: Path) -> None:
+def test_r17_a_model_that_breaks_while_loading_ends_the_service(tmp_path: Path) -> None:
     """Fails when BentoML's supervisor starts a worker over and over that can never be ready (R17)."""
     folder = tmp_path / "broken"
     folder.mkdir()

@@ -55,7 +55,7 @@ MISNAMED = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_bad_value_is_named(name: str, value: str) -> None:
+def test_r17_a_bad_value_is_named(name: str, value: str) -> None:
     """Fails when a bad value is replaced by a default, or told without its name (R17)."""
     with pytest.raises(SettingsError) as caught:
         Settings.from_env({name: value})
@@ -64,7 +64,7 @@ def test_a_bad_value_is_named(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), MISNAMED)
-def test_a_misspelt_name_is_told(name: str, meant: str) -> None:
+def test_r17_a_misspelt_name_is_told(name: str, meant: str) -> None:
     """Fails when a setting with a typing error does nothing, and nobody is told (R17)."""
     with pytest.raises(SettingsError, match="is not a setting") as caught:
         Settings.from_env({name: "1"})
@@ -99,7 +99,7 @@ def test_every_setting_and_limit_is_read() -> None:
         (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"', "the same name"),
     ],
 )
-def test_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fault: str) -> None:
+def test_r17_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fault: str) -> None:
     """Fails when a service with a broken key file starts without keys, or a hash gets into the log (R17)."""
     path = tmp_path / "keys.toml"
     path.write_text(text)
@@ -117,14 +117,14 @@ def test_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fa
         *[("::", False), ("10.0.0.1", False), ("192.168.1.1", False), ("an unknown address", False), ("", False)],
     ],
 )
-def test_only_loopback_is_private(address: str, private: bool) -> None:
+def test_r13_only_loopback_is_private(address: str, private: bool) -> None:
     """Fails when a service on a network takes itself for one on a desk (R13)."""
     assert is_private(address) == private
     assert bool(exposure_fault(address, open_to_all=True, allowed=False)) != private
     assert exposure_fault(address, open_to_all=False, allowed=False) == ""
 
 
-def test_a_process_without_a_listener_is_not_taken_for_private() -> None:
+def test_r13_a_process_without_a_listener_is_not_taken_for_private() -> None:
     """Fails when another way to start the service skips the question (R13)."""
     for arguments in (["worker", "--fd"], []):
         with listener(arguments) as listening:
@@ -151,7 +151,7 @@ def broken_model(tmp_path: Path) -> str:
         *(BAD if SOAK else []),
     ],
 )
-def test_a_real_start_ends_with_one_line(name: str, value: str, tmp_path: Path) -> None:
+def test_r17_a_real_start_ends_with_one_line(name: str, value: str, tmp_path: Path) -> None:
     """Fails when a wrong setting gives a traceback, or a service that BentoML starts over and over (R17)."""
     value = broken_model(tmp_path) if value == "broken_model" else value
     with serve({name: value, "PARLEY_CACHE": str(tmp_path)}, ready=False) as served:

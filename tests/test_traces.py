@@ -78,7 +78,7 @@ def plain(attributes: Any) -> dict[str, Any]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in attributes}
 
 
-def test_a_request_is_a_span_with_its_phases_and_no_text() -> None:
+def test_r07_a_request_is_a_span_with_its_phases_and_no_text() -> None:
     """Fails when traces miss what the conventions promise, do not join the client's trace, or hold a prompt (R7)."""
     with collecting() as collector:
         exporter = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "300"}

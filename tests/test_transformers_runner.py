@@ -106,6 +106,22 @@ def test_shared_prefix_is_reused_and_changes_nothing(runner: TransformersRunner,
     assert ended.tokens == generate(llama, second, max_new_tokens=24, do_sample=False)
 
 
+def test_cached_tokens_are_those_whose_work_was_reused(runner: TransformersRunner) -> None:
+    """Fails when reuse is told that did not happen: cold, of others' prompts, or after the cache dropped the prefix."""
+    first, stranger = prompts(150, 151)
+
+    def cached(prompt: list[int]) -> int | None:
+        return run(runner, [Job(1, prompt, GREEDY)])[1].cached
+
+    assert [cached(first), cached(stranger)] == [0, 0]
+    pages = [cached(first[:length] + stranger) for length in (31, 32, 33, 63, 64, 100, 150)]
+    assert pages == [0, 32, 32, 32, 64, 96, 128]
+    together = [Job(i, [*first, 5 + i, 9], GREEDY) for i in range(3)]
+    assert [run(runner, together)[i].cached for i in range(3)] == [128] * 3
+    runner._batch._processor.cache.evict_cached_blocks()
+    assert cached(first) == 0
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -279,8 +295,8 @@ def test_an_id_is_free_again_after_its_job(runner: TransformersRunner, llama: Mo
     assert run(runner, [Job(1, second, GREEDY)])[1].tokens == expected
 
 
-def test_a_request_whose_scores_are_nan_fails_alone(llama: ModelFolder) -> None:
-    """Fails when one request's NaN reaches its neighbours through a shared attention pass."""
+def test_r03_a_request_whose_scores_are_nan_fails_alone(llama: ModelFolder) -> None:
+    """R3. Fails when one request's NaN reaches its neighbours through a shared attention pass."""
     runner = transformers.load(llama, FLOAT32, "a test")
     with torch.no_grad():
         runner._model.get_input_embeddings().weight[NAN_TOKEN] = torch.nan
@@ -293,8 +309,8 @@ def test_a_request_whose_scores_are_nan_fails_alone(llama: ModelFolder) -> None:
 
 
 @pytest.mark.parametrize("joins", ["at once", "late"])
-def test_a_request_that_raises_in_the_model_fails_alone(tmp_path: Path, joins: str) -> None:
-    """Fails when an exception in one forward pass ends, or changes, the answers of everyone in it."""
+def test_r03_a_request_that_raises_in_the_model_fails_alone(tmp_path: Path, joins: str) -> None:
+    """R3. Fails when an exception in one forward pass ends, or changes, the answers of everyone in it."""
 
     def refuse(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
         if FAILING_TOKEN in arguments[0]:
@@ -312,8 +328,8 @@ def test_a_request_that_raises_in_the_model_fails_alone(tmp_path: Path, joins: s
     assert {i: step.tokens for i, step in ended.items()} == {i: step.tokens for i, step in clean.items()}
 
 
-def test_a_cache_too_small_for_all_serves_all(llama: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails when requests that push one another out of the cache lose tokens, or never end."""
+def test_r22_a_cache_too_small_for_all_serves_all(llama: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R22. Fails when requests that push one another out of the cache lose tokens, or never end."""
     monkeypatch.setattr(hardware, "cache_bytes", lambda device: 700 * 2 * 2 * 2 * 12 * 4)
     runner = transformers.load(llama, FLOAT32, "a test")
     texts = prompts(*[90 + i for i in range(16)])
