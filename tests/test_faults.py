@@ -128,6 +128,39 @@ def test_r16_a_frozen_engine_is_noticed_and_replaced(echo: Served) -> None:
     assert not command_line(engine)
 
 
+def test_r04_r15_r16_readyz_says_why_it_is_not_ready() -> None:
+    """R4, R15, R16. Fails when an operator sees a 503 and not whether to wait, to look or to do nothing."""
+    told: dict[str, str] = {}
+    with serve({"PARLEY_ENGINE": "echo"}, ready=False) as served:
+        until(lambda: why(served, told) == "ready", seconds=60)
+        os.kill(served.engine_pid(), signal.SIGKILL)
+        until(lambda: why(served, told) == "restarting")
+        until(lambda: why(served, told) == "ready")
+        os.kill(served.engine_pid(), signal.SIGSTOP)
+        until(lambda: why(served, told) == "restarting")
+        until(lambda: why(served, told) == "ready", seconds=60)
+        with readers(served, CROWD, "slow " + "word " * 20):
+            served.process.send_signal(signal.SIGTERM)
+            until(lambda: why(served, told) == "draining")
+    assert told == {
+        "loading 503": "echo is being loaded",
+        "ready 200": "echo on echo",
+        "restarting 503": "the engine process ended and is being started again",
+        "draining 503": "the service is stopping",
+    }
+
+
+def why(served: Served, told: dict[str, str]) -> str:
+    """The state that `/readyz` tells; notes its newest reason by state and status."""
+    try:
+        answer = requests.get(f"{served.url}/readyz", timeout=5)
+    except requests.RequestException:
+        return ""
+    body = answer.json()
+    told[f"{body['status']} {answer.status_code}"] = body["detail"]
+    return str(body["status"])
+
+
 def test_r15_a_stop_lets_all_answers_finish() -> None:
     """R15. Fails when SIGTERM cuts answers that had time, lets newcomers in, or leaves a process behind."""
     text = "slow " + "word " * 40
