@@ -201,6 +201,11 @@ def test_the_context_policy_is_the_request_s_and_is_reported(service: Served) ->
     assert int(shortened.headers["x-context-dropped-messages"]) == details["dropped_messages"] > 0
     streamed = ask(service, messages=long, max_tokens=4, context_policy="keep_recent", stream=True)
     assert int(streamed.headers["x-context-dropped-tokens"]) > 0
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    counted = ask(service, messages=long, max_tokens=4, context_policy="drop_oldest_turns", **usage)
+    streamed_details = frames(counted)[-1]["usage"]["prompt_tokens_details"]
+    assert int(counted.headers["x-context-dropped-messages"]) == streamed_details["dropped_messages"] > 0
+    assert streamed_details["dropped_tokens"] == details["dropped_tokens"]
     native = ask(service, "/chat", history=long, headers={"X-Context-Policy": "drop_oldest_turns"})
     assert int(native.headers["x-context-dropped-messages"]) > 0
     assert param(ask(service, headers={"X-Context-Policy": "guess"})) == "x-context-policy"

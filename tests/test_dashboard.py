@@ -38,11 +38,14 @@ def prometheus(target: Served, folder: Path) -> Iterator[str]:
 
 
 def query(url: str, expression: str) -> list[float]:
-    """The values of an instant query; empty where Prometheus is not up yet."""
+    """The values of an instant query; empty while Prometheus is starting."""
     try:
-        answer = requests.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10).json()
+        response = requests.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10)
     except requests.ConnectionError:
         return []
+    if response.status_code == 503:
+        return []
+    answer = response.json()
     assert answer["status"] == "success", answer
     return [float(sample["value"][1]) for sample in answer["data"]["result"]]
 
