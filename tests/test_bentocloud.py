@@ -137,6 +137,19 @@ def test_deploy_sends_what_the_file_says(cloud: ThreadingHTTPServer, tmp_path: P
     assert stated({key: body[key] for key in sent}) == sent
 
 
+def test_bento_for_the_cloud_builds_and_has_no_dockerfile(tmp_path: Path) -> None:
+    """Fails when the guide's `bentoml build` fails, or the Bento brings what BentoCloud would build another way."""
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
+    command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "-f", str(CLOUD / "bentofile.yaml")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    name, version = done.stdout.strip().removeprefix("__tag__:").split(":")
+    assert name == deployment()["bento"].partition(":")[0]
+    bento = tmp_path / "bentos" / name / version
+    assert (bento / "src/models/pocket/model.safetensors").is_file()
+    assert not (bento / "src/deploy/Dockerfile.template").exists()
+
+
 def test_both_bentofiles_hold_the_same() -> None:
     """Fails when the Bento for BentoCloud falls behind the one for images in anything but how its image is made."""
     ours, theirs = (yaml.safe_load((folder / "bentofile.yaml").read_text("utf-8")) for folder in (ROOT, CLOUD))

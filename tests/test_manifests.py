@@ -1,5 +1,6 @@
 """The Kubernetes manifests: rendered as by `kubectl apply -k`, each checked strictly and against our own settings."""
 
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ import yaml
 
 from parley.api.keys import load_keys
 from parley.settings import Settings
-from tests.conftest import needs
+from tests.conftest import Served, needs
+from tests.scrape import scrape
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = ["cpu", "gpu", "single-node"]
@@ -217,6 +219,25 @@ def test_queue_scales_first_and_cpu_stands_in() -> None:
     metrics = objects["HorizontalPodAutoscaler", "parley"]["spec"]["metrics"]
     assert {metric["type"] for metric in metrics} == {"Resource", "Pods"}
     assert "replicas" not in objects["Deployment", "parley"]["spec"]
+
+
+def test_queue_metric_is_one_that_the_service_has(echo_service: Served) -> None:
+    """Fails when the autoscaler waits for a metric that the adapter's rule does not make, or the service does not."""
+    metrics = manifests("cpu")["HorizontalPodAutoscaler", "parley"]["spec"]["metrics"]
+    (asked,) = [metric["pods"]["metric"]["name"] for metric in metrics if metric["type"] == "Pods"]
+    page = (ROOT / "docs/deploy.md").read_text("utf-8")
+    (adapter,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "seriesQuery" in block]
+    (rule,) = yaml.safe_load(adapter)["rules"]
+    assert rule["name"]["as"] == asked
+    assert rule["seriesQuery"].partition("{")[0] in {name for name, _ in scrape(echo_service)}
+
+
+def test_prometheus_asks_with_a_key() -> None:
+    """Fails when the metrics stay empty because the service, which has keys here, refuses to tell them."""
+    objects = manifests("cpu")
+    (endpoint,) = objects["ServiceMonitor", "parley"]["spec"]["endpoints"]
+    credentials = endpoint["authorization"]["credentials"]
+    assert credentials["key"] in objects["Secret", credentials["name"]]["stringData"]
 
 
 def test_policies_allow_only_what_is_needed() -> None:
