@@ -42,6 +42,15 @@ def chat(served: Served, text: str, headers: dict[str, str] | None = None, **mor
     return requests.post(f"{served.url}{COMPLETIONS}", json=body, headers=headers, timeout=60)
 
 
+def test_a_cache_that_is_not_counted_has_no_figures(service: Served) -> None:
+    """Fails when an engine that does not tell its cache hits is shown as one that looked up and found nothing."""
+    usage = chat(service, "Who is Batman?", max_tokens=4).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"dropped_messages": 0, "dropped_tokens": 0}
+    counts = scrape(service)
+    assert total(counts, "vllm:prompt_tokens_total") > 0
+    assert total(counts, "vllm:prefix_cache_queries_total") == total(counts, "vllm:prefix_cache_hits_total") == 0
+
+
 def test_the_names_of_vllm_count_what_the_usage_says(echo_service: Served) -> None:
     """Fails when a dashboard made for vLLM shows nothing or shows wrong numbers."""
     before = scrape(echo_service)

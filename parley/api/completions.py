@@ -176,7 +176,7 @@ def combined(finishes: Sequence[Finish]) -> Finish:
     if len(finishes) == 1:
         return finishes[0]
     tokens = sum(finish.completion_tokens for finish in finishes)
-    cached = max(finish.cached_tokens for finish in finishes)
+    cached = max((finish.cached_tokens for finish in finishes if finish.cached_tokens is not None), default=None)
     return replace(finishes[0], completion_tokens=tokens, cached_tokens=cached, usage=summed(finishes))
 
 

@@ -26,7 +26,7 @@ class Observed:
         self._first: float | None = None
         self._last: float | None = None
         self._tokens = 0
-        self._cached = 0
+        self._cached: int | None = None
         self._reason = "abort"
 
     def see(self, event: Event) -> None:

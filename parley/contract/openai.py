@@ -13,11 +13,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     Tag,
+    model_serializer,
     model_validator,
 )
 
@@ -173,13 +175,18 @@ class ChatCompletionRequest(_Strict):
 
 
 class PromptTokensDetails(BaseModel):
-    """How the prompt was read. `dropped_*` tell what the context policy left out."""
+    """How the prompt was read. `dropped_*` tell what the context policy left out; what nobody knows is left out."""
 
     model_config = ConfigDict(extra="allow")
 
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
+    """Tokens found in the prefix cache; not told where the engine does not tell it."""
     dropped_messages: int = 0
     dropped_tokens: int = 0
+
+    @model_serializer(mode="wrap")
+    def _known(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 class Usage(BaseModel):

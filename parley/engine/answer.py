@@ -41,7 +41,7 @@ class Answer:
     def _released(self, text: str, ended: bool = False) -> list[TokenLogprob]:
         return self._logprobs.release(len(text), ended) if self._logprobs is not None else []
 
-    def _finished(self, text: str, reason: FinishReason, cached: int) -> Finish:
+    def _finished(self, text: str, reason: FinishReason, cached: int | None) -> Finish:
         logprobs = self._released(text, ended=not self._stops.matched)
         return Finish(self._job.id, text, reason, len(self._job.prompt), self._tokens, cached, logprobs)
 

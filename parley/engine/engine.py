@@ -40,7 +40,8 @@ class Finish(Struct, frozen=True, array_like=True, tag=1):
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """Prompt tokens whose work was reused; None where the engine does not tell."""
     logprobs: list[TokenLogprob] = []
     usage: dict[str, Any] = {}
     """What an upstream says of its usage, its cost for one, in its own words; empty for engines of our own."""

@@ -56,14 +56,15 @@ class Step(Struct, frozen=True):
     """What one step did for one job: the tokens it added, and how it ended, if it did.
 
     `tokens` never holds an end-of-sequence token. `error` is a sentence for the log, without user text; such a job
-    failed alone and is gone. `cached` is the number of prompt tokens whose work was reused, known once the job ends.
+    failed alone and is gone. `cached` is the number of prompt tokens whose work was reused, known once the job ends;
+    None where the library does not tell.
     """
 
     id: int
     tokens: list[int] = []
     finish: FinishReason | None = None
     error: str | None = None
-    cached: int = 0
+    cached: int | None = 0
     logprobs: list[float] = []
     """One a token, if the job asked for them: natural logarithms of the probabilities that the model gave."""
     likeliest: list[list[tuple[int, float]]] = []

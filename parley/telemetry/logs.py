@@ -96,7 +96,7 @@ def _of_answers(record: Record) -> dict[str, Any]:
     return {
         "model": first.model,
         "prompt_tokens": first.prompt_tokens,
-        "cached_tokens": first.cached_tokens,
+        **({} if first.cached_tokens is None else {"cached_tokens": first.cached_tokens}),
         "completion_tokens": sum(answer.completion_tokens for answer in record.answers),
         "finish_reason": first.finish_reason,
         "queue_time": _rounded(first.queue_time),

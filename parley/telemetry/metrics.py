@@ -95,8 +95,9 @@ class EngineMetrics:
         self._finished[answer.finish_reason].inc()
         self._counters["prompt_tokens"].inc(answer.prompt_tokens)
         self._counters["generation_tokens"].inc(answer.completion_tokens)
-        self._counters["prefix_cache_queries"].inc(answer.prompt_tokens)
-        self._counters["prefix_cache_hits"].inc(answer.cached_tokens)
+        if answer.cached_tokens is not None:
+            self._counters["prefix_cache_queries"].inc(answer.prompt_tokens)
+            self._counters["prefix_cache_hits"].inc(answer.cached_tokens)
 
     def _time(self, record: Record, answer: Answer) -> None:
         observed = {
@@ -118,7 +119,7 @@ class EngineMetrics:
 _COUNTERS = {
     "prompt_tokens": "Prompt tokens of answers that were begun.",
     "generation_tokens": "Generated tokens.",
-    "prefix_cache_queries": "Prompt tokens that were looked up in the prefix cache.",
+    "prefix_cache_queries": "Prompt tokens of which the engine tells whether they were in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens that were found in the prefix cache.",
 }
 

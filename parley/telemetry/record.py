@@ -42,7 +42,8 @@ class Answer:
     first_token: float | None
     last_token: float | None
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
+    """None where the engine does not tell."""
     completion_tokens: int
     finish_reason: str
     """One of `FINISH_REASONS`."""

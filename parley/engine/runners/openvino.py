@@ -107,7 +107,7 @@ class OpenVINORunner:
             return Step(job_id, error="the KV cache is too small for this request")
         if finish == "stop" and tokens and tokens[-1] in self._defaults.stop_token_ids:
             tokens.pop()
-        return Step(job_id, tokens, finish, logprobs=logprobs[: len(tokens)])
+        return Step(job_id, tokens, finish, cached=None, logprobs=logprobs[: len(tokens)])
 
     def _config(self, job: Job) -> Any:
         """The model's own generation config with what the request changes."""

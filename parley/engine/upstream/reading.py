@@ -107,7 +107,7 @@ class Reading:
             _REASONS[self._reason],
             counts.prompt_tokens,
             counts.completion_tokens,
-            cached or 0,
+            cached,
             usage=self._usage,
         )
 
