@@ -24,6 +24,19 @@ STREAMED = "/v1/chat/completions"
 
 Schema = dict[str, Any]
 
+_EVENT: Schema = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A `chat.completion.chunk` as JSON; in the end `[DONE]`, or an error as JSON without it.",
+        }
+    },
+    "required": ["data"],
+}
+"""Until OpenAPI 3.2 has `itemSchema`, the schema of an event stream is read as that of each event."""
+
 
 class Readiness(BaseModel):
     """The answer of `GET /readyz`."""
@@ -75,11 +88,19 @@ def document(routes: Sequence[BaseRoute], limits: Limits, keyed: bool) -> Schema
             operation["responses"] |= errors()
             operation["responses"].pop("422", None)
             operation["security"] = [{"key": []}] if keyed and path not in OPEN_PATHS else []
-    told["paths"][STREAMED]["post"]["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    _tell_of_streams(told["paths"][STREAMED]["post"])
     for fastapis_own in ("HTTPValidationError", "ValidationError"):
         del components["schemas"][fastapis_own]
     components["schemas"] = {"Error": error_schema(), **bounded(exact(components["schemas"]), limits)}
     return told
+
+
+def _tell_of_streams(operation: Schema) -> None:
+    """Adds what FastAPI knows nothing of: an answer as server-sent events, and how to ask for it."""
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
+    asked = {"messages": [{"role": "user", "content": "Who is Batman?"}]}
+    examples = {"whole": {"value": asked}, "streamed": {"value": {**asked, "stream": True}}}
+    operation["requestBody"]["content"]["application/json"]["examples"] = examples
 
 
 def exact(value: Any) -> Any:
