@@ -25,6 +25,7 @@ from parley.api.listener import cut_stalled_readers, listener
 from parley.api.native import reply_to
 from parley.api.openapi import document
 from parley.api.protocol import use_protocol
+from parley.api.server import use_server
 from parley.contract.chat import ChatReply, ChatRequest
 from parley.contract.errors import ParleyError
 from parley.engine.model import ModelError
@@ -42,6 +43,7 @@ except SettingsError as error:
     fail(str(error))
 
 use_protocol()
+use_server()
 app = create_app()
 app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open_to_all)
 

@@ -28,6 +28,7 @@ class Timed:
         self._over = False
         self._rang = False
         self._reader: asyncio.Task[object] | None = None
+        self._cancelled: asyncio.Task[object] | None = None
         self._timer = asyncio.get_running_loop().call_at(ends, self._ring)
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -37,10 +38,21 @@ class Timed:
         """The next event; raises what keeps the answer from being begun."""
         if self._over:
             raise StopAsyncIteration
-        event = self._cut() if self._rang else await self._next()
+        self._reader = asyncio.current_task()
+        try:
+            event = self._cut() if self._rang else await self._events.__anext__()
+        except asyncio.CancelledError:
+            if not self._cancelled or self._cancelled.uncancel():
+                raise
+            event = self._cut()
+        except ParleyError:
+            self.observed.refused = True
+            raise
+        finally:
+            self._reader = None
         self.observed.see(event)
         self._over = not isinstance(event, Delta)
-        return event if event.id == self._index else replace(event, id=self._index)
+        return replace(event, id=self._index)
 
     async def aclose(self) -> None:
         """Nobody reads it any more."""
@@ -48,27 +60,11 @@ class Timed:
         self._timer.cancel()
         await self._events.aclose()
 
-    async def _next(self) -> Event:
-        """What comes first, the next event or the end of the time."""
-        task = asyncio.current_task()
-        assert task is not None
-        cancelled_before = task.cancelling()
-        self._reader = task
-        try:
-            return await self._events.__anext__()
-        except asyncio.CancelledError:
-            if self._rang and task.uncancel() <= cancelled_before:
-                return self._cut()
-            raise
-        except ParleyError:
-            self.observed.refused = True
-            raise
-        finally:
-            self._reader = None
-
     def _ring(self) -> None:
+        """The moment has come: whoever waits is woken, unless somebody else has cancelled it already."""
         self._rang = True
-        if self._reader is not None:
+        if self._reader is not None and not self._reader.cancelling():
+            self._cancelled = self._reader
             self._reader.cancel()
 
     def _cut(self) -> Event:

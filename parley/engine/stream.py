@@ -18,6 +18,7 @@ class Stream:
         self.id = stream_id
         self.ended = False
         """Whether a terminal event came in."""
+        self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which is too much for a token
         self._close = close
         self._closed = False
         self._unread: list[Delta] = []
@@ -50,7 +51,7 @@ class Stream:
         if self._closed:
             raise StopAsyncIteration
         while not (self._unread or self._last or self._nudged):
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
         self._nudged = False
         if self._unread:
