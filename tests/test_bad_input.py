@@ -251,6 +251,13 @@ def test_r10_numbers_out_of_all_bounds_are_refused(echo_service: Served, field: 
     assert response.json()["error"]["param"] == field
 
 
+@pytest.mark.parametrize("value", [0, 0.0, "", True, "false", []])
+def test_r02_what_is_not_quite_false_is_refused(echo_service: Served, value: Any) -> None:
+    """R2. Fails when a number is taken for a boolean, against our own document."""
+    response = completions(echo_service, store=value)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "store")
+
+
 def test_r10_large_schemas_and_biases_are_refused_before_the_engine_sees_them(echo_service: Served) -> None:
     """Fails when the time to compile a grammar is the client's to choose (R10)."""
     limits = Limits()

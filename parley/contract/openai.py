@@ -117,6 +117,13 @@ class ResponseFormat(_Strict):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
+def _boolean(value: Any) -> Any:
+    """Refuses 0, which is as good as false to a `Literal`."""
+    if not isinstance(value, bool):
+        raise ValueError("input should be false")
+    return value
+
+
 class StreamOptions(_Strict):
     """Options of a streamed answer."""
 
@@ -154,7 +161,7 @@ class ChatCompletionRequest(_Strict):
     response_format: ResponseFormat | None = None
     user: StrictStr | None = None
     metadata: dict[StrictStr, StrictStr] | None = None
-    store: Literal[False] | None = None
+    store: Annotated[Literal[False], BeforeValidator(_boolean)] | None = None
     context_policy: ContextPolicy | None = None
 
     def stop_strings(self) -> tuple[str, ...]:
