@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import anyio
 from msgspec.structs import replace
 
 from parley.api.admission import Admission, Place
@@ -247,25 +246,16 @@ async def unless_disconnected(receive: Callable[[], Awaitable[Any]], work: Corou
     Raises:
         ParleyError: `CLIENT_CLOSED_REQUEST` when the client left first; whatever `work` raises.
     """
-    results: list[T] = []
-    failures: list[ParleyError] = []
-
-    async def run() -> None:
-        try:
-            results.append(await work)
-        except ParleyError as error:
-            failures.append(error)
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-        await left(receive)
-        group.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    if not results:
+    working, leaving = asyncio.create_task(work), asyncio.create_task(left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
         raise ParleyError(ErrorCode.CLIENT_CLOSED_REQUEST, "The client left.")
-    return results[0]
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def left(receive: Callable[[], Awaitable[Any]]) -> None:

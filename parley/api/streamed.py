@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import NamedTuple
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from parley.api.chat import left, unless_disconnected
+from parley.api.chat import unless_disconnected
 from parley.api.deadline import kept
 from parley.api.protocol import PIECES
 from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
@@ -84,16 +84,10 @@ class Streamed(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the frames until they end or their reader goes away."""
-        sending = asyncio.create_task(self._send(send, scope.get(PIECES, send)))
-        leaving = asyncio.create_task(left(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            with suppress(ParleyError):  # the reader went away: nobody is left to be told
+                await unless_disconnected(receive, self._send(send, scope.get(PIECES, send)))
         finally:
-            sending.cancel()
-            leaving.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
             await self._opening.aclose()
 
     async def _send(self, send: Send, send_piece: Send) -> None:
@@ -101,6 +95,7 @@ class Streamed(StreamingResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for frame in self._frames:
             await send_piece({"type": "http.response.body", "body": frame.encode(), "more_body": True})
+        await self._opening.aclose()  # before its end is told: who asks next finds the place free
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
