@@ -23,6 +23,20 @@ def test_an_int8_row_does_not_depend_on_other_rows(linear: torch.nn.Linear) -> N
     assert ((together - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
 
 
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="known of AVX-512's kernels only")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_packed_row_does_not_depend_on_other_rows(precision: str) -> None:
+    """Fails when one row alone, or a batch of another size, is summed in another order."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(640, 384).to(getattr(torch, precision)).requires_grad_(False)
+    packed = linears.PackedLinear(linear)
+    rows = torch.randn(70, 640, dtype=getattr(torch, precision))
+    together = packed(rows)
+    for count in (1, 2, 3, 8, 17, 33):
+        parts = [packed(part) for part in rows.split(count)]
+        assert torch.equal(together, torch.cat(parts)), f"{count} rows at a time"
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_prepared_layers_compute_the_same(linear: torch.nn.Linear, precision: str) -> None:
     """Fails when packing loses a bias, a dimension, or more than rounding."""

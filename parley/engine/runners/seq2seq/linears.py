@@ -11,7 +11,10 @@ from parley.engine.runners.seq2seq.int8 import Int8Linear
 
 
 class PackedLinear(nn.Module):
-    """Stands for an `nn.Linear`: the same numbers up to rounding, its weights in oneDNN's own order."""
+    """Stands for an `nn.Linear`: the same numbers up to rounding, its weights in oneDNN's own order.
+
+    A row's numbers are the same to the bit whatever the other rows are, and how many.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -20,8 +23,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
-        return outputs
+        rows = inputs.reshape(-1, inputs.size(-1))
+        # One row alone would take another kernel, with another order of sums: it is computed twice.
+        several = rows.expand(2, -1) if len(rows) == 1 else rows
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(several, self.weight, self.bias, "none", [], "")
+        return outputs[: len(rows)].view(*inputs.shape[:-1], -1)
 
 
 def prepare(module: nn.Module, precision: str, device: torch.device) -> None:

@@ -6,7 +6,8 @@ Rules that always hold:
 1. A node's keys and values are written once and do not depend on later choices. When beams are reordered, only the
    table of who sees which node changes; nothing is copied.
 2. The occupied slots are the first ones, in the order of the cohort's answers.
-3. Nodes that no hypothesis sees any more are dropped when their slot is full, before any slot grows.
+3. Nodes that no hypothesis sees any more are dropped when their slot is full, before it grows. When that happens
+   depends on the answer alone, so that the order of its sums does, too.
 """
 
 from collections.abc import Callable
@@ -39,14 +40,17 @@ class TreeCache:
         self._sees = torch.zeros((slots, width, 0), dtype=torch.bool, device=shape.device)
         self._depths = torch.zeros((slots, 0), dtype=torch.long, device=shape.device)
         self._used: list[int] = []
+        self._limits: list[int] = []
         self._lengths: list[int] = []
-        self._reserve(whole_groups(max(_FIRST_CAPACITY, 4 * width)))
+        self._first_limit = whole_groups(max(_FIRST_CAPACITY, 4 * width))
+        self._reserve(self._first_limit)
 
     def add(self) -> None:
         """Opens the next slot, with no nodes."""
         self._store.reserve(len(self._used) + 1, self._sees.size(2))
         self._sees[len(self._used)] = False
         self._used.append(0)
+        self._limits.append(self._first_limit)
         self._lengths.append(0)
 
     def remove(self, slot: int, broken: bool) -> None:
@@ -57,9 +61,9 @@ class TreeCache:
         if slot != last:
             self._store.move(last, slot)
             self._sees[slot], self._depths[slot] = self._sees[last], self._depths[last]
-            self._used[slot], self._lengths[slot] = self._used[last], self._lengths[last]
-        self._used.pop()
-        self._lengths.pop()
+        for facts in (self._used, self._limits, self._lengths):
+            facts[slot] = facts[last]
+            facts.pop()
 
     def extend(self) -> None:
         """Begins a step: a new node for every hypothesis of every answer."""
@@ -104,12 +108,13 @@ class TreeCache:
         return bias.masked_fill(hidden, -torch.inf)
 
     def _make_room(self, slot: int) -> None:
-        if self._used[slot] + self._width <= self._store.capacity:
+        if self._used[slot] + self._width <= self._limits[slot]:
             return
         seen = self._sees[slot].any(0).nonzero()[:, 0]
         self._keep(slot, seen)
-        if self._used[slot] + self._width > self._store.capacity // 2:
-            self._reserve(2 * self._store.capacity)
+        if self._used[slot] + self._width > self._limits[slot] // 2:
+            self._limits[slot] *= 2
+            self._reserve(max(self._limits))
 
     def _keep(self, slot: int, nodes: Tensor) -> None:
         """Drops all nodes of a slot but these."""
@@ -122,6 +127,8 @@ class TreeCache:
             self._used[slot] = kept
 
     def _reserve(self, capacity: int) -> None:
+        if capacity <= self._sees.size(2):
+            return
         self._store.reserve(len(self._used), capacity)
         self._sees = pad(self._sees, (0, capacity - self._sees.size(2)))
         self._depths = pad(self._depths, (0, capacity - self._depths.size(1)))
