@@ -251,6 +251,17 @@ def test_r10_numbers_out_of_all_bounds_are_refused(echo_service: Served, field: 
     assert response.json()["error"]["param"] == field
 
 
+def test_r02_a_body_of_both_forms_is_refused(echo_service: Served) -> None:
+    """R2. Fails when a part of a request is ignored without a word, against our own document."""
+    both = {"user_input": "one", "history": [{"role": "user", "content": "two"}]}
+    refused = requests.post(f"{echo_service.url}/chat", json=both, timeout=20)
+    assert refused.status_code == 400
+    assert is_openai_error(refused)
+    for field, said in (("history", "one"), ("user_input", {"role": "assistant", "content": "two"})):
+        answer = requests.post(f"{echo_service.url}/chat", json={**both, field: None}, timeout=20).json()
+        assert (answer if isinstance(answer, str) else answer["message"]) == said
+
+
 @pytest.mark.parametrize("value", [0, 0.0, "", True, "false", []])
 def test_r02_what_is_not_quite_false_is_refused(echo_service: Served, value: Any) -> None:
     """R2. Fails when a number is taken for a boolean, against our own document."""

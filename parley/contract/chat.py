@@ -82,12 +82,13 @@ class HistoryRequest(BaseModel):
 
 
 def _form(body: Any) -> str | None:
+    """The form of a body; None where it is neither, and where it is both, as one of them would be ignored."""
     if not isinstance(body, (dict, BaseModel)):
         return None
-    keys = body if isinstance(body, dict) else body.model_fields_set
-    if "history" in keys:
-        return "history_form"
-    return "conversation_form" if "user_input" in keys else None
+    given = body if isinstance(body, dict) else dict(body)
+    fields = {"history": "history_form", "user_input": "conversation_form"}
+    forms = [form for field, form in fields.items() if given.get(field) is not None]
+    return forms[0] if len(forms) == 1 else None
 
 
 class ChatRequest(
