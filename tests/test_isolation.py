@@ -27,6 +27,7 @@ NEIGHBOURS = [
 ]  # fmt: skip
 POISONS = {
     "an impossible parameter": ([5, 6, 7], Sampling(repetition_penalty=0.0)),
+    "a schema that is none": ([5, 6, 7], Sampling(response_format='{"properties": 5}')),
     "an empty prompt": ([], Sampling()),
     "tokens that are none": ([10**6, -5, 2**40], Sampling(max_tokens=4)),
     "longer than the model": ([5, 6] * 600, Sampling(max_tokens=4)),
@@ -57,7 +58,7 @@ async def test_r03_a_poison_request_fails_alone(engine: EngineProcess, poison: s
     """R3. Fails when one request that the model library cannot take ends, or changes, the answers beside it.
 
     What raises or gives NaN inside the model step is in tests/test_transformers_runner.py and tests/test_seq2seq.py. A
-    schema that cannot be compiled would end this library's process: tests/test_bad_input.py sees that none gets there.
+    schema that cannot be compiled would end this library's process; so schemas are checked a second time there.
     """
     tokenizer = Tokenizer.load(POCKET)
     prompts = [tokenizer.chat([Message("user", f"Who is {name}?")]) for name in NEIGHBOURS]

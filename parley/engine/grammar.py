@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from parley.contract.schema import TYPES
+from parley.contract.schema import TYPES, check_schema
 
 _LEXICON = r"""
 comma ::= "," " "?
@@ -28,7 +28,8 @@ null ::= "null"
 
 
 def grammar(schema: dict[str, Any]) -> str:
-    """The grammar of a schema that `check_schema` lets through; its start is the rule `root`."""
+    """The grammar of a schema; its start is the rule `root`. Raises `SchemaFault` for what cannot be enforced."""
+    check_schema(schema)
     return _Grammar(schema).text()
 
 
