@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import needs
 from tests.image import debian
 from tests.image.podman import podman, use_own_settings
+from tests.image.registry import loopback_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/python:3.11-slim"
@@ -46,6 +47,13 @@ def note() -> Iterator[Note]:
     path = ROOT / "artifacts" / "image.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a registry on loopback; one for all tests, so that a layer is sent there once."""
+    with loopback_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

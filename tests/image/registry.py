@@ -16,7 +16,7 @@ http: {{addr: "{address}"}}
 
 
 @contextmanager
-def registry(folder: Path) -> Iterator[str]:
+def loopback_registry(folder: Path) -> Iterator[str]:
     """Its address, while it runs."""
     needs("docker-registry")
     address = f"127.0.0.1:{free_port()}"

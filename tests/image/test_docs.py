@@ -3,12 +3,10 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import yaml
 
 from tests.conftest import ROOT, free_port, needs
-from tests.image.registry import registry
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text("utf-8")
 STRICT = "set -euo pipefail\n"
@@ -19,21 +17,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_commands_do_what_the_page_says(base: str, tmp_path: Path) -> None:
+def test_commands_do_what_the_page_says(base: str, registry: str) -> None:
     """Fails when someone who follows the page from the top gets stuck."""
     needs("kubectl")
     here = f"127.0.0.1:{free_port()}"
-    with registry(tmp_path) as address:
-        script = STRICT + "\n".join(blocks("sh"))
-        script = script.replace("registry.example.com", address).replace(
-            "--publish 127.0.0.1:3000", f"--publish {here}"
-        )
-        script = script.replace("curl --silent http://127.0.0.1:3000", f"curl --silent http://{here}")
-        env = {**os.environ, "PUSH_OPTIONS": "--tls-verify=false"}
-        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    script = STRICT + "\n".join(blocks("sh"))
+    script = script.replace("registry.example.com", registry).replace("--publish 127.0.0.1:3000", f"--publish {here}")
+    script = script.replace("curl --silent http://127.0.0.1:3000", f"curl --silent http://{here}")
+    env = {**os.environ, "PUSH_OPTIONS": "--tls-verify=false"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "Batman" in done.stdout
-    assert f"{address}/parley@sha256:" in done.stdout
+    assert f"{registry}/parley@sha256:" in done.stdout
     assert "kind: Deployment" in done.stdout
 
 

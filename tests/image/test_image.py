@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import descendants
 from tests.image.conftest import ROOT, Note
-from tests.image.podman import ISOLATED, Container, fetch, podman, running
-from tests.image.registry import registry
+from tests.image.podman import ISOLATED, READY_SECONDS, Container, fetch, podman, running
+from tests.scrape import until
 
 MB = 1_000_000
 SERVICE_MB = 900
@@ -48,6 +51,11 @@ def size(image: str) -> int:
     return int(podman("image", "inspect", "--format={{.Size}}", image))
 
 
+def seconds_without_cpu(pid: int) -> float:
+    """How long a process's main thread was ready to run and did not: Linux's `sched-stats.rst`."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 @pytest.fixture(scope="module")
 def service(service_image: str) -> Container:
     """The service with its default model."""
@@ -72,16 +80,25 @@ def test_client_image_is_small(client_image: str) -> None:
 
 
 def test_starts_in_ten_seconds(service: Container, note: Note) -> None:
-    """Fails when start-up grows too slow. The best of a few counts: the others tell of the machine's other work."""
-    taken = []
+    """Fails when start-up grows too slow.
+
+    What other programs of this machine do is not its fault: counted is the best start of a few, less the time in which
+    its processes were ready to run and had no CPU.
+    """
+    starts = [_start(service) for _ in range(STARTS)]
+    note("start to ready, seconds", [f"{taken:.1f}, {waited:.1f} of them without a CPU" for taken, waited in starts])
+    assert min(taken - waited for taken, waited in starts) <= START_SECONDS
+
+
+def _start(container: Container) -> tuple[float, float]:
+    """Seconds from `podman run` to ready, and how many of them its processes waited for a CPU."""
     try:
-        for _ in range(STARTS):
-            service.remove()
-            taken.append(round(service.start(), 1))
+        taken = container.start()
+        pid = int(podman("inspect", "--format={{.State.Pid}}", container.name))
+        # Each process starts when the one before has loaded, so that their main threads' waits add up.
+        return taken, sum(seconds_without_cpu(each) for each in (pid, *descendants(pid)))
     finally:
-        service.remove()
-    note("start to ready, seconds", taken)
-    assert min(taken) <= START_SECONDS
+        container.remove()
 
 
 def test_runs_hardened_and_answers(service: Container, note: Note) -> None:
@@ -105,12 +122,8 @@ def test_answers_without_any_network(service: Container) -> None:
         'body = b\'{"user_input": "Who is Batman?"}\'\n'
         "print(u.urlopen(u.Request('http://127.0.0.1:3000/chat', body, {'Content-Type': 'application/json'})).read())"
     )
-    environment = [f"--env={key}={value}" for key, value in service.environment.items()]
-    podman("run", "--detach", "--replace", f"--name={service.name}", *ISOLATED, *environment, service.image)
-    try:
+    with isolated(service):
         assert service.execute("python", "-c", ask)
-    finally:
-        service.remove()
 
 
 @pytest.mark.parametrize("which", ["service_image", "client_image"])
@@ -123,13 +136,27 @@ def test_health_check_is_in_the_image(which: str, request: pytest.FixtureRequest
 
 def test_health_check_tells_ready_from_not(service: Container) -> None:
     """Fails when an orchestrator would send requests to a service that cannot answer."""
-    service_on_default = Container(service.image, service.name, "127.0.0.1", environment=service.environment)
     check = json.loads(podman("image", "inspect", "--format={{json .HealthCheck}}", service.image))["Test"][1:]
-    with running(service_on_default):
-        service_on_default.execute(*check)
-        other = [part.replace("3000", "3009") for part in check]
-        failed = subprocess.run(["podman", "exec", service.name, *other], capture_output=True, check=False)
-        assert failed.returncode != 0
+    other = [part.replace("3000", "3009") for part in check]
+    with isolated(service):
+        until(lambda: exits_with_0(service.name, check), READY_SECONDS)
+        assert not exits_with_0(service.name, other)
+
+
+@contextmanager
+def isolated(container: Container) -> Iterator[None]:
+    """Runs it with no network but its own loopback, where it has the port that the image names."""
+    environment = [f"--env={key}={value}" for key, value in container.environment.items()]
+    podman("run", "--detach", "--replace", f"--name={container.name}", *ISOLATED, *environment, container.image)
+    try:
+        yield
+    finally:
+        container.remove()
+
+
+def exits_with_0(name: str, command: list[str]) -> bool:
+    """Whether a command in a container says yes."""
+    return subprocess.run(["podman", "exec", name, *command], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("which", ["service_image", "client_image"])
@@ -183,14 +210,13 @@ def test_page_runs_hardened(client_image: str, service: Container) -> None:
         assert page.execute("python", "-c", PAGE) == "1"
 
 
-def test_pushed_image_runs_by_its_digest(service: Container, tmp_path: Path, note: Note) -> None:
+def test_pushed_image_runs_by_its_digest(service: Container, registry: str, note: Note) -> None:
     """Fails when what a registry keeps is not what was built, or the printed digest is not its name."""
-    command = [sys.executable, str(ROOT / "deploy" / "push.py")]
-    with registry(tmp_path) as address:
-        environment = {**os.environ, "PUSH_OPTIONS": "--tls-verify=false"}
-        name = subprocess.check_output([*command, address, service.image], env=environment, text=True).strip()
-        note("pushed as", name)
-        podman("pull", "--tls-verify=false", name)
+    command = [sys.executable, str(ROOT / "deploy" / "push.py"), registry, service.image]
+    environment = {**os.environ, "PUSH_OPTIONS": "--tls-verify=false"}
+    name = subprocess.check_output(command, env=environment, text=True).strip()
+    note("pushed as", name)
+    podman("pull", "--tls-verify=false", name)
     pulled = Container(name, service.name, "127.0.0.24", environment=service.environment)
     with running(pulled):
         assert json.loads(fetch(f"{pulled.url}/chat", {"user_input": "Who is Batman?"}))
