@@ -129,6 +129,7 @@ push: .venv/run.stamp
 sbom: .venv/run.stamp
 	mkdir -p $(dir $(SBOM)) && $(BIN)/python deploy/sbom.py "$(IMAGE)" > $(SBOM)
 
+# PARLEY_SOAK=1 also builds and runs an image with torch.
 image-test: .venv/dev.stamp .venv-check/stamp
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then tests/image/install-tools; fi
 	PATH="$(CURDIR)/.venv-check/bin:$$PATH" $(BIN)/python -m pytest -s tests/image $(TESTS)
