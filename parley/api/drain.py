@@ -8,7 +8,7 @@ from types import FrameType
 
 from uvicorn import Server
 
-LAST_SECONDS = 1.0
+LAST_SECONDS = 0.5
 """What is left to connections when the grace is over: enough to send the last events to whoever takes them."""
 
 Drain = Callable[[float], Awaitable[object]]
