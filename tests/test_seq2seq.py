@@ -1,7 +1,10 @@
 """The encoder-decoder runner against `model.generate`, on tiny models of every family it serves."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -347,3 +350,18 @@ def test_int8_keeps_the_rules(family: str, tmp_path: Path) -> None:
         said = [tuple(outcome.tokens[i : i + 3]) for i in range(len(outcome.tokens) - 2)]
         assert 19 <= len(outcome.tokens) <= 39
         assert len(set(said)) == len(said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP")
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_waiting_threads_sleep(own: dict[str, str], policy: str) -> None:
+    """Fails when torch is loaded before it is told: its threads then spin, and the API's process waits for a core."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    told = subprocess.run(
+        [sys.executable, "-c", "import parley.engine.runners.seq2seq"],
+        env={**environment, "OMP_DISPLAY_ENV": "TRUE", **own},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in told
