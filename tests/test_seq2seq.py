@@ -353,15 +353,18 @@ def test_int8_keeps_the_rules(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP")
-@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_waiting_threads_sleep(own: dict[str, str], policy: str) -> None:
-    """Fails when torch is loaded before it is told: its threads then spin, and the API's process waits for a core."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_waiting_threads_soon_sleep(own: dict[str, str], spins: str) -> None:
+    """Fails when torch is loaded before it is told: its threads then spin, and answers halt beside another program."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
     told = subprocess.run(
         [sys.executable, "-c", "import parley.engine.runners.seq2seq"],
-        env={**environment, "OMP_DISPLAY_ENV": "TRUE", **own},
+        env={**environment, "OMP_DISPLAY_ENV": "VERBOSE", **own},
         capture_output=True,
         text=True,
         check=True,
     ).stderr
-    assert f"OMP_WAIT_POLICY = '{policy}'" in told
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told

@@ -2,10 +2,11 @@
 
 import os
 
-# torch's threads wait by spinning, which takes the core that the API's process, or another thread of theirs, needs: on
-# two shared cores a token took 4 to 6 ms with sleeping threads, 8 to more than 25 with spinning ones. OpenMP reads this
-# once, when torch is loaded: hence here, before it is.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch's threads wait for one another by spinning, for so long that answers halt where other programs need the cores:
+# with one of two taken, a token cost 25 ms and more, and costs 4 to 5 where they spin briefly and then sleep; where
+# nobody disturbs, 1.3 ms both ways. OpenMP reads this once, when torch is loaded: hence here, before it is.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from parley.engine.runners.seq2seq.runner import load
 
