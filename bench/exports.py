@@ -11,7 +11,11 @@ OPTIMUM = Path(".venv-export/bin/optimum-cli")
 LLAMA = Path(".venv-llama")
 """What `make bench-peers` sets up; relative to the repository."""
 
-_OPENVINO_WEIGHTS = {"float32": ("openvino", "fp32"), "int8": ("openvino-int8", "int8")}
+_OPENVINO_WEIGHTS = {
+    "float32": ("openvino", "fp32"),
+    "bfloat16": ("openvino", "fp32"),
+    "int8": ("openvino-int8", "int8"),
+}
 
 
 def openvino(folder: Path, dtype: str) -> Path:

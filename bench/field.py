@@ -107,8 +107,10 @@ def _sampling(folder: Path) -> dict[str, JsonValue]:
 
 DECODERS: dict[str, Entry] = {
     "raw": _raw("raw OpenVINO fp32", "float32"),
+    "raw-bf16": _raw("raw OpenVINO bf16", "bfloat16"),
     "raw-int8": _raw("raw OpenVINO int8", "int8"),
     "parley": _parley("Parley OpenVINO fp32", "openvino", "float32"),
+    "parley-bf16": _parley("Parley OpenVINO bf16", "openvino", "bfloat16"),
     "parley-int8": _parley("Parley OpenVINO int8", "openvino", "int8"),
     "parley-torch": _parley("Parley transformers", "transformers", None),
     "plain": _plain,

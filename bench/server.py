@@ -121,11 +121,12 @@ class Server:
         return Gauge(self._process.pid, self.engine_mark)
 
     def _answers(self) -> bool:
-        """Whether a first piece of an answer comes back."""
+        """Whether a first piece of an answer comes back, or the end of one without text, as one token of beams has."""
         with Client(self.target.url, timeout=READY_SECONDS, model=self.target.model) as client:
             try:
                 with client.stream([Message("user", "baba")], max_tokens=1, **self.target.sampling) as answer:
-                    return next(iter(answer), None) is not None
+                    next(iter(answer), None)
+                    return True
             except ParleyError:
                 return False
 

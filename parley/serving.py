@@ -29,7 +29,8 @@ def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
     Raises:
         ModelError: one line with the model, the cause and the way out.
     """
-    placement = Placement(settings.device, settings.dtype, settings.threads, settings.max_batch)
+    cache_bytes = None if settings.kv_cache_gb is None else int(settings.kv_cache_gb * 2**30)
+    placement = Placement(settings.device, settings.dtype, settings.threads, settings.max_batch, cache_bytes)
     if settings.engine == "echo":
         return Launch("echo", "set by PARLEY_ENGINE", "echo", None, placement), None
     folder = resolve(settings.model, settings.cache)

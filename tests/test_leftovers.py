@@ -129,7 +129,7 @@ def test_r11_clients_that_leave_leave_nothing(service: Served) -> None:
 
 def test_r22_more_than_the_cache_holds_ends_well() -> None:
     """R22. Fails when a full cache hangs, loses or changes answers, or holds on to anything."""
-    with serve({"PARLEY_MAX_BATCH": "2"}) as served:  # the cache has room for two of the longest conversations
+    with serve({"PARLEY_KV_CACHE_GB": "0.02"}) as served:  # room for two of the longest conversations
         long = [f"{index}: " + "Who is Batman? " * 150 for index in range(64)]
 
         def ask(text: str) -> tuple[int, str]:

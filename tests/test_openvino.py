@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from random import Random
 
+import openvino as ov
 import pytest
 
 from parley.contract.chat import Message
+from parley.engine.hardware import cache_blocks
 from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
-from parley.engine.runners.openvino import OpenVINORunner, cache_blocks
+from parley.engine.runners.openvino import OpenVINORunner, block_bytes, precision
 from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
@@ -142,12 +144,28 @@ def test_r22_more_long_requests_than_the_cache_holds_all_end(folder: ModelFolder
     assert len(answers) == 64
 
 
-def test_the_cache_has_room_for_a_full_batch_and_bounds() -> None:
-    """Fails when the cache is sized so that long chats are pushed out, or takes the machine's memory."""
-    config = {"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 256}
-    assert cache_blocks(config, 1024, 8, 4, 2**40) == 8 * 32
-    assert cache_blocks(config, 1024, 8, 4, 100 * 2**20) < 8 * 32
-    assert cache_blocks(config, 1024, 8, 4, 1) == 32
+def test_the_size_of_the_cache() -> None:
+    """Fails when the cache has no room for the longest conversation, or takes more than it may or was told to."""
+    size = block_bytes({"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 256}, "float32")
+    assert size == 2 * 6 * 256 * 32 * 4
+    assert cache_blocks(size, 32, 32, 2**40, None) == 8 * 32
+    assert cache_blocks(size, 32, 2, 2**40, None) == 32
+    assert cache_blocks(size, 32, 32, 100 * size, None) == 100
+    assert cache_blocks(size, 32, 32, 2**40, 500 * size) == 500
+
+
+def test_a_cache_too_small_for_one_conversation_is_one_line(folder: ModelFolder) -> None:
+    """Fails when an operator's small cache makes long conversations fail one by one, instead of the start."""
+    with pytest.raises(ModelError, match=r"room for \d+ tokens .* set PARLEY_KV_CACHE_GB to 0\.\d+ or more"):
+        openvino.load(folder, Placement(cache_bytes=2**20), "test")
+
+
+def test_precision_follows_what_is_asked_and_how_weights_are_stored() -> None:
+    """Fails when weights stored in float32 are computed in less unasked, or bfloat16 where the CPU has none."""
+    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert precision(Placement(), "float32") == "float32"
+    assert precision(Placement(dtype="int8"), "bfloat16") == "int8"
+    assert precision(Placement(), "bfloat16") == ("bfloat16" if native else "float32")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What this machine or container has: memory and cores, cgroup limits read."""
 
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,27 @@ def memory_limit() -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [int(text) for path in _CGROUP_LIMITS if (text := _read(path)).isdigit()]
     return min([machine, *limits])
+
+
+CACHED_SHARE = 0.25
+"""Of a full batch of longest conversations: what the KV cache has room for. Few are that long at once; when they are,
+what was kept of earlier ones goes first, and then some wait."""
+
+
+def cache_blocks(block_bytes: int, blocks_of_one: int, batch: int, memory: int, asked: int | None) -> int:
+    """Blocks of a KV cache: for `CACHED_SHARE` of a full batch, and at least one longest conversation, within memory.
+
+    Args:
+        block_bytes: the size of one block.
+        blocks_of_one: how many the longest conversation takes.
+        batch: most conversations decoded together.
+        memory: the most that the cache may take, in bytes.
+        asked: what it is to take, if the operator said so.
+    """
+    if asked is not None:
+        return asked // block_bytes
+    wanted = max(blocks_of_one, math.ceil(batch * blocks_of_one * CACHED_SHARE))
+    return min(wanted, memory // block_bytes)
 
 
 def core_limit() -> int:

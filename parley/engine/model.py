@@ -54,6 +54,11 @@ class ModelFolder:
         """True for Blenderbot's kind; their configs may leave the flag to the architecture's default."""
         return bool(self.config.get("is_encoder_decoder", self.model_type in _ENCODER_DECODERS))
 
+    @property
+    def stored_dtype(self) -> str:
+        """The precision that the weights have on disk, such as `bfloat16`; empty where the config does not tell."""
+        return str(self.config.get("dtype", self.config.get("torch_dtype", "")))
+
     def exported(self, dtype: str | None) -> Path | None:
         """The OpenVINO export of a precision, beside the weights or where exports are kept; None if there is none."""
         homes = filter(None, (self.path, self.exports))

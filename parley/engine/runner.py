@@ -100,6 +100,8 @@ class Placement(Struct, frozen=True):
     threads: int | None = None
     max_batch: int = 32
     """Most jobs decoded together; more wait in the runner."""
+    cache_bytes: int | None = None
+    """Memory for the KV cache, for runners that keep one for all jobs."""
 
 
 class Runner(Protocol):

@@ -14,7 +14,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from parley.engine.grammar import grammar
-from parley.engine.hardware import memory_limit
+from parley.engine.hardware import cache_blocks, memory_limit
 from parley.engine.model import ModelError, ModelFolder, export_folder
 from parley.engine.runner import GREEDY_BELOW, FinishReason, Job, ModelInfo, Placement, Step
 from parley.tokenizer import StreamText
@@ -170,21 +170,28 @@ class GenerationDefaults:
         return {**given, "do_sample": bool(self._config.get("do_sample")), "stop_token_ids": self.stop_token_ids}
 
 
-def cache_blocks(config: dict[str, Any], context: int, batch: int, bytes_per_value: int, memory: int) -> int:
-    """Blocks of KV cache: room for a full batch of longest conversations, within a share of the machine's memory.
-
-    Args:
-        config: the model's `config.json`.
-        context: most tokens of one conversation.
-        batch: most conversations decoded together.
-        bytes_per_value: size of one cached number.
-        memory: bytes that this machine or container has.
-    """
+def block_bytes(config: dict[str, Any], dtype: str) -> int:
+    """The size of one block of KV cache, of a model with this `config.json` in this precision."""
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    block_bytes: int = 2 * config["num_hidden_layers"] * heads * head_size * bytes_per_value * BLOCK_TOKENS
-    wanted = batch * math.ceil(context / BLOCK_TOKENS)
-    return max(math.ceil(context / BLOCK_TOKENS), min(wanted, int(CACHE_SHARE * memory) // block_bytes))
+    values: int = 2 * config["num_hidden_layers"] * heads * head_size * BLOCK_TOKENS
+    return values * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+
+
+def precision(placement: Placement, stored: str) -> str:
+    """The precision asked for, or bfloat16 where the weights are stored so and this CPU multiplies it in hardware.
+
+    Other weights are computed in float32, so that no answer changes for speed unasked.
+
+    Args:
+        placement: what is asked for.
+        stored: the name of the precision that the weights have on disk.
+    """
+    if placement.dtype is not None:
+        return placement.dtype
+    if stored == "bfloat16" and "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "bfloat16"
+    return "float32"
 
 
 def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunner:
@@ -195,7 +202,7 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     """
     from tokenizers import Tokenizer
 
-    dtype = placement.dtype or "float32"
+    dtype = precision(placement, folder.stored_dtype)
     if dtype not in PRECISIONS:
         raise ModelError(f"the openvino engine has no {dtype}: set PARLEY_DTYPE to one of {', '.join(PRECISIONS)}")
     export = folder.exported(dtype)
@@ -213,10 +220,23 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     return OpenVINORunner(pipeline, defaults, Tokenizer.from_file(str(folder.path / "tokenizer.json")), info)
 
 
+def _up(number: float) -> str:
+    """The number rounded up to two digits."""
+    step = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return f"{math.ceil(number / step) * step:.2g}"
+
+
 def _pipeline(export: Path, placement: Placement, dtype: str, config: dict[str, Any], context: int) -> Any:
     scheduler = genai.SchedulerConfig()
-    value_bytes = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
-    scheduler.num_kv_blocks = cache_blocks(config, context, placement.max_batch, value_bytes, memory_limit())
+    longest, memory = math.ceil(context / BLOCK_TOKENS), int(CACHE_SHARE * memory_limit())
+    size = block_bytes(config, dtype)
+    blocks = cache_blocks(size, longest, placement.max_batch, memory, placement.cache_bytes)
+    if blocks < longest:
+        raise ModelError(
+            f"the KV cache has room for {blocks * BLOCK_TOKENS:,} tokens and the model's longest conversation has "
+            f"{context:,}: set PARLEY_KV_CACHE_GB to {_up(longest * size / 2**30)} or more"
+        )
+    scheduler.num_kv_blocks = blocks
     scheduler.max_num_batched_tokens = BATCHED_TOKENS
     scheduler.max_num_seqs = placement.max_batch
     scheduler.enable_prefix_caching = True

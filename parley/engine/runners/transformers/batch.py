@@ -19,6 +19,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProce
 from transformers.generation.continuous_batching import ContinuousBatchingManager, RequestState, RequestStatus
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
+from parley.engine.hardware import cache_blocks
+from parley.engine.runner import Placement
 from parley.engine.runners import hardware
 from parley.engine.runners.transformers import attention
 from parley.engine.runners.transformers.sampler import Sampler
@@ -47,16 +49,16 @@ class Batch:
     Args:
         model: decoder-only, on its device.
         sampler: chooses the tokens.
-        max_batch: most requests in one step.
+        placement: how many requests are in one step, and how much memory the cache takes.
         context: most tokens of one request.
 
     Raises:
         ValueError, MemoryError: when the model's attention or the memory does not allow a cache.
     """
 
-    def __init__(self, model: Any, sampler: Sampler, max_batch: int, context: int) -> None:
+    def __init__(self, model: Any, sampler: Sampler, placement: Placement, context: int) -> None:
         self._model = model
-        self._processor = _processor(model, sampler, max_batch, context)
+        self._processor = _processor(model, sampler, placement, context)
         self._scheduler = self._processor.scheduler
         self._cached: dict[str, int] = {}
         self._suspects: deque[RequestState] = deque()
@@ -147,13 +149,13 @@ class Batch:
         return progress
 
 
-def _processor(model: Any, sampler: Sampler, max_batch: int, context: int) -> Any:
+def _processor(model: Any, sampler: Sampler, placement: Placement, context: int) -> Any:
     """The manager's batch processor, with `sampler` in place of its logits processors and no thread."""
     config = ContinuousBatchingConfig(
         page_size=_PAGE,
-        num_blocks=_blocks(model, max_batch, context),
+        num_blocks=_blocks(model, placement, context),
         max_batch_tokens=_STEP_TOKENS,
-        max_requests_per_batch=max_batch,
+        max_requests_per_batch=placement.max_batch,
         max_memory_percent=0.9,
         use_async_batching=False,
         use_cuda_graph=False,  # a captured graph would replay one batch's random numbers
@@ -170,11 +172,11 @@ def _processor(model: Any, sampler: Sampler, max_batch: int, context: int) -> An
     return manager.batch_processor
 
 
-def _blocks(model: Any, max_batch: int, context: int) -> int:
-    """Blocks for a full batch of whole contexts, or as many as the memory takes."""
+def _blocks(model: Any, placement: Placement, context: int) -> int:
+    """Blocks of the cache; fewer than the model's context takes shorten what a conversation may have."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     block_bytes: int = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * _PAGE
-    wanted = max_batch * (ceil(context / _PAGE) + 1)
-    return min(wanted, hardware.cache_bytes(model.device) // block_bytes)
+    longest, memory = ceil(context / _PAGE) + 1, hardware.cache_bytes(model.device)
+    return cache_blocks(block_bytes, longest, placement.max_batch, memory, placement.cache_bytes)

@@ -42,12 +42,11 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Transformer
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
     where = hardware.device(placement)
-    stored = str(folder.config.get("dtype", folder.config.get("torch_dtype", "")))
-    dtype = hardware.dtype(placement, where, stored)
+    dtype = hardware.dtype(placement, where, folder.stored_dtype)
     try:
         model = _load_model(folder, where, dtype)
         config = _generation_config(folder, model)
-        return TransformersRunner(model, config, Tokenizer.load(folder.path), placement.max_batch, reason)
+        return TransformersRunner(model, config, Tokenizer.load(folder.path), placement, reason)
     except (OSError, ValueError, LookupError, AttributeError, ImportError, RuntimeError, MemoryError) as error:
         cause = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"model {folder.name!r}: transformers cannot load it: {cause}") from error
@@ -87,18 +86,20 @@ class TransformersRunner:
         model: on its device, in its precision.
         config: the model's generation config; what it asks holds for jobs that ask nothing else.
         tokenizer: the model's.
-        max_batch: most jobs decoded together.
+        placement: how many jobs are decoded together, and in how much memory.
         reason: why this engine was chosen.
     """
 
-    def __init__(self, model: Any, config: GenerationConfig, tokenizer: Tokenizer, max_batch: int, reason: str) -> None:
+    def __init__(
+        self, model: Any, config: GenerationConfig, tokenizer: Tokenizer, placement: Placement, reason: str
+    ) -> None:
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._eos = _eos_ids(config, tokenizer)
         self._answers: dict[str, Answer] = {}
         self._refused: list[Step] = []
-        self._batch = Batch(model, Sampler(self._answers), max_batch, _positions(model))
+        self._batch = Batch(model, Sampler(self._answers), placement, _positions(model))
         self._info = ModelInfo(
             engine="transformers",
             reason=reason,
