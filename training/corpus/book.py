@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from training.corpus.grammar import slots
+from training.corpus.thesaurus import Thesaurus
 from training.subject import KINDS, Subject, joined
 
 
@@ -47,6 +48,7 @@ class Book:
         self.frames, self.words, self.memory = tables["frames"], tables["words"], tables["memory"]
         self.rounds, self.systems, self.people = tables["rounds"], tables["systems"], tables["people"]["names"]
         self.unknown = tables["unknown"]
+        self.thesaurus = Thesaurus(tables["thesaurus"]["groups"])
         self.smalltalk, self.declines = tables["smalltalk"]["exchange"], tables["declines"]["exchange"]
         self._popular = set(tables["popular"]["names"])
 

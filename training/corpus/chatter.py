@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from training.corpus import invent
-from training.corpus.grammar import slots, write
+from training.corpus.grammar import slots
 from training.corpus.questions import framed, named_question, pronoun_question, question_about
 from training.corpus.talk import Talk, Turn
 from training.subject import possessive
@@ -40,7 +40,7 @@ def _pick(talk: Talk, exchanges: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _exchange(talk: Talk, exchange: dict[str, Any]) -> Turn:
     template = talk.rng.choice(exchange["asks"])
-    text = write(template, talk.rng, _words(talk, template))
+    text = talk.write([template], **_words(talk, template))
     return text, talk.rng.choice(exchange["replies"]).replace("{me}", talk.me)
 
 
@@ -107,7 +107,7 @@ def _told(talk: Talk, memory: str, keys: list[str], question: str = "") -> Turn:
     values = {"name": name, "fav": talk.rng.choice(talk.book.heroes).spoken}
     talk.user |= {key: values[_SLOT_OF[key]] for key in keys}
     table = talk.book.memory[memory]
-    text = write(talk.rng.choice(table["tell"]), talk.rng, {**values, "q": question, "me": talk.me})
+    text = talk.write(table["tell"], **values, q=question, me=talk.me)
     return text, table["told"].format_map(values)
 
 
@@ -121,7 +121,7 @@ def recall(talk: Talk) -> Turn | None:
         key = "both"
     memory = talk.book.memory[key]
     talk.leave()
-    text = write(talk.rng.choice(memory["ask"]), talk.rng, {})
+    text = talk.write(memory["ask"])
     if key != "both" and key not in talk.user:
         return text, memory["unknown"]
     return text, memory["known"].format_map({_SLOT_OF[told]: value for told, value in talk.user.items()})
@@ -131,7 +131,7 @@ def repeat(talk: Talk) -> Turn | None:
     """The user did not catch the last reply."""
     if not talk.turns:
         return None
-    return write(talk.rng.choice(talk.book.frames["repeat"]), talk.rng, {}), talk.last_reply
+    return talk.write(talk.book.frames["repeat"]), talk.last_reply
 
 
 def start_round(talk: Talk) -> Turn | None:
@@ -154,13 +154,13 @@ def _round(talk: Talk, wording: str) -> Turn | None:
         return None
     reply = talk.rng.choice(left)
     talk.given.add(reply)
-    return write(talk.rng.choice(topic[wording]), talk.rng, {}), reply
+    return talk.write(topic[wording]), reply
 
 
 def unknown_name(talk: Talk) -> Turn:
     """A question about a character that nobody knows."""
     name = invent.hero(talk.book, talk.rng)
-    text = write(talk.rng.choice(talk.book.unknown["asks"]), talk.rng, {"u": name, "us": possessive(name)})
+    text = talk.write(talk.book.unknown["asks"], u=name, us=possessive(name))
     if talk.rng.random() < 0.6:
         text = question_about(talk, name)
     talk.leave()
@@ -172,7 +172,7 @@ def nobody(talk: Talk) -> Turn | None:
     if talk.by_pronoun:
         return None
     he, him, his = talk.rng.choice((("he", "him", "his"), ("she", "her", "her"), ("they", "them", "their")))
-    text = write(talk.rng.choice(talk.book.frames["nobody"]), talk.rng, {"he": he, "him": him, "his": his})
+    text = talk.write(talk.book.frames["nobody"], he=he, him=him, his=his)
     return text, talk.book.frames["nobody_reply"]
 
 
@@ -199,7 +199,7 @@ def same_question_in_vain(talk: Talk) -> Turn | None:
     if other.kind != subject.kind or fact.key not in {lacking.key for lacking in talk.book.missing(other)}:
         return None
     values = talk.book.slots_of[other.name]
-    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, values)
+    text = talk.write(talk.book.frames["elliptic"], **values)
     talk.turn_to(other, None)
     return text, talk.book.frames["lack_reply"].format_map(values)
 
@@ -208,6 +208,6 @@ def same_question_of_unknown(talk: Talk) -> Turn | None:
     """The last question for a name that nobody knows."""
     if talk.fact is None:
         return None
-    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, {"o": invent.hero(talk.book, talk.rng)})
+    text = talk.write(talk.book.frames["elliptic"], o=invent.hero(talk.book, talk.rng))
     talk.leave()
     return text, talk.book.frames["unknown_reply"][0]

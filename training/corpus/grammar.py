@@ -53,12 +53,13 @@ def slots(template: str) -> frozenset[str]:
     return frozenset(_SLOT.findall(template))
 
 
-def write(template: str, rng: Random, values: Mapping[str, str]) -> str:
-    """Choose at every choice, fill the slots and close up doubled blanks.
+def choose(template: str, rng: Random) -> str:
+    """One of the template's texts, with its slots still open."""
+    return _choose(parse(template), rng)
 
-    Raises KeyError when a slot has no value.
-    """
-    text = _choose(parse(template), rng)
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """The text with its slots filled and doubled blanks closed up. Raises KeyError when a slot has no value."""
     text = _SLOT.sub(lambda slot: values[slot[1]], text)
     return " ".join(text.split()).replace(" ?", "?").replace(" ,", ",")
 

@@ -27,9 +27,13 @@ def person(book: Book, rng: Random) -> str:
 
 def _open_syllables(book: Book, rng: Random, count: int) -> str:
     """A name such as Mirelo or Tavianna: consonants and vowels by turns, with the ending of a name."""
-    parts = (rng.choice(book.unknown["consonants"]) + rng.choice("aeiou") for _ in range(count))
+    parts = (rng.choice(book.unknown["consonants"]) + _vowel(rng) for _ in range(count))
     start = rng.choice("AEIOU") if rng.random() < 0.2 else ""
     return (start + "".join(parts) + rng.choice(book.unknown["endings"])).capitalize()
+
+
+def _vowel(rng: Random) -> str:
+    return rng.choice("aeiou" if rng.random() < 0.75 else ("ua", "ue", "io", "ia", "ei", "ie", "ao", "eu", "oi", "y"))
 
 
 def hero(book: Book, rng: Random) -> str:

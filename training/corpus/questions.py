@@ -3,7 +3,6 @@
 from random import Random
 
 from training.corpus.book import Book, FactKind
-from training.corpus.grammar import write
 from training.corpus.talk import Talk, Turn
 from training.subject import Subject, joined, possessive
 
@@ -45,8 +44,8 @@ def pronoun_question(talk: Talk) -> Turn | None:
         return None
     fact = talk.rng.choice(facts)
     if fact.nouns and talk.rng.random() < 0.15:
-        noun = write(fact.nouns, talk.rng, {})
-        text = write(talk.rng.choice(talk.book.frames["fragments"]), talk.rng, {"noun": noun})
+        noun = talk.write([fact.nouns])
+        text = talk.write(talk.book.frames["fragments"], noun=noun)
         return _asked(talk, subject, fact, text)
     text = _plain(talk, fact, _pronouns(talk.book, subject))
     return _asked(talk, subject, fact, framed(text, talk))
@@ -60,7 +59,7 @@ def same_question(talk: Talk) -> Turn | None:
     if not others:
         return None
     fact = next(fact for fact in talk.book.known(others[0]) if fact.key == talk.fact.key)
-    text = write(talk.rng.choice(talk.book.frames["elliptic"]), talk.rng, name_slots(others[0], talk.rng))
+    text = talk.write(talk.book.frames["elliptic"], **name_slots(others[0], talk.rng))
     return _asked(talk, others[0], fact, text)
 
 
@@ -73,7 +72,7 @@ def same_question_by_pronoun(talk: Talk) -> Turn | None:
     if not others:
         return None
     other = talk.rng.choice(others)
-    text = write(talk.rng.choice(talk.book.frames["elliptic_pronoun"]), talk.rng, {"him": other.pronouns[1]})
+    text = talk.write(talk.book.frames["elliptic_pronoun"], him=other.pronouns[1])
     return _asked(talk, other, talk.fact, text)
 
 
@@ -92,7 +91,7 @@ def right_or_wrong(talk: Talk) -> Turn | None:
     values = talk.book.slots_of[subject.name]
     by_pronoun = subject is talk.subject and rng.random() < 0.5
     names = _pronouns(talk.book, subject) if by_pronoun else values | name_slots(subject, rng)
-    text = write(rng.choice(fact.checks), rng, {**names, "x": claim})
+    text = talk.write(fact.checks, **{**names, "x": claim})
     if rng.random() < 0.25:
         text = _claim(talk, fact, names, claim)
     talk.turn_to(subject, fact)
@@ -103,7 +102,7 @@ def _claim(talk: Talk, fact: FactKind, values: dict[str, str], claim: str) -> st
     """A sentence such as "is it true that Batman's home is Metropolis"."""
     own = {**values, fact.key: claim, "sole_author": claim}
     sentence = (fact.answer(own) or "").rstrip(".")
-    return write(talk.rng.choice(talk.book.frames["true_that"]), talk.rng, {"c": sentence})
+    return talk.write(talk.book.frames["true_that"], c=sentence)
 
 
 def two_questions(talk: Talk) -> Turn | None:
@@ -114,10 +113,12 @@ def two_questions(talk: Talk) -> Turn | None:
         return None
     first, second = talk.rng.sample(facts, 2)
     values = talk.book.slots_of[subject.name]
+    if first.answer(values) == second.answer(values):
+        return None
     named = _plain(talk, first, values | name_slots(subject, talk.rng))
     unnamed = _plain(talk, second, _pronouns(talk.book, subject))
     talk.turn_to(subject, second)
-    text = write(talk.rng.choice(talk.book.frames["both"]), talk.rng, {"a": named, "b": unnamed})
+    text = talk.write(talk.book.frames["both"], a=named, b=unnamed)
     return text, f"{first.answer(values)} {second.answer(values)}"
 
 
@@ -140,7 +141,7 @@ def more(talk: Talk) -> Turn | None:
         return None
     values = talk.book.slots_of[talk.subject.name]
     slots = {"him": values["him"], "o": values["o"]}
-    text = write(talk.rng.choice(talk.book.frames["more"]), talk.rng, slots)
+    text = talk.write(talk.book.frames["more"], **slots)
     talk.fact = None
     return text, _next_fact(talk, talk.subject) or talk.book.frames["more_reply_none"].format_map(values)
 
@@ -181,7 +182,7 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
     means_last_question = fact.key == "who" and talk.fact is not None
     draw = rng.random()
     if fact.bits and not means_last_question and draw < 0.22:
-        return write(rng.choice(fact.bits), rng, values)
+        return talk.write(fact.bits, **values)
     if not fact.reverse and draw < 0.38:
         return _introduced(talk, subject, fact, values)
     return framed(_plain(talk, fact, values), talk)
@@ -189,7 +190,7 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
 
 def _introduced(talk: Talk, subject: Subject, fact: FactKind, values: dict[str, str]) -> str:
     """The subject brought up first, then asked about by pronoun: "my son loves Thor, who created him"."""
-    mention = write(talk.rng.choice(talk.book.frames["mentions"]), talk.rng, values)
+    mention = talk.write(talk.book.frames["mentions"], **values)
     question = _plain(talk, fact, _pronouns(talk.book, subject))
     return f"{mention}{talk.rng.choice(_JOINTS)}{question}"
 
@@ -198,18 +199,19 @@ def _plain(talk: Talk, fact: FactKind, values: dict[str, str]) -> str:
     """A question in one of the fact's own wordings, or built of a noun for the fact."""
     rng = talk.rng
     if not fact.nouns or rng.random() < 0.55:
-        return write(rng.choice(fact.asks), rng, values)
-    noun = write(fact.nouns, rng, {})
-    return write(rng.choice(talk.book.frames["noun_frames"]), rng, {**values, "noun": noun})
+        return talk.write(fact.asks, **values)
+    noun = talk.write([fact.nouns])
+    return talk.write(talk.book.frames["noun_frames"], **{**values, "noun": noun})
 
 
 def question_about(talk: Talk, name: str) -> str:
     """A question that fits a character or a work, asked about any name."""
     pronouns = talk.rng.choice((("he", "him", "his"), ("she", "her", "her"), ("it", "it", "its")))
     values = dict(zip(("he", "him", "his"), pronouns, strict=True))
-    values |= {"n": name, "o": name, "s": possessive(name)}
+    values |= {"n": name, "o": name, "s": possessive(name), "t": name, "is": "is", "was": "was", "do": "does"}
     facts = [fact for fact in talk.book.kinds[talk.rng.choice(("character", "work"))] if fact.asks and not fact.reverse]
-    return _plain(talk, talk.rng.choice(facts), values)
+    fact = talk.rng.choice(facts)
+    return talk.write(fact.bits, **values) if talk.rng.random() < 0.2 else _plain(talk, fact, values)
 
 
 def framed(text: str, talk: Talk) -> str:

@@ -1,10 +1,11 @@
 """A talk in the making: what has been said and what later turns may refer to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from training.corpus.book import Book, FactKind
+from training.corpus.grammar import choose, fill
 from training.subject import Subject
 
 Turn = tuple[str, str]
@@ -38,6 +39,11 @@ class Talk:
     def said(self) -> str:
         """Everything that the assistant has said."""
         return " ".join(reply for _, reply in self.turns)
+
+    def write(self, templates: Sequence[str], **values: str) -> str:
+        """A text of one of the templates, some of its words swapped for others that mean the same."""
+        text = choose(self.rng.choice(templates), self.rng)
+        return fill(self.book.thesaurus.swapped(text, self.rng), values)
 
     def turn_to(self, subject: Subject, fact: FactKind | None) -> None:
         """Make a subject, and the fact asked of it, what is being talked about."""
