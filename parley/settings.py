@@ -93,7 +93,7 @@ class Settings(BaseModel):
     """Most answers decoded together."""
     kv_cache_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
     """GB of memory for the key-value cache of the openvino and transformers engines; by default for a quarter of a full
-    batch of longest conversations, and never more than a share of the machine's memory."""
+    batch of longest conversations within a share of the machine's memory."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 64
     """Most answers that wait for a place in the batch; the next one gets 429."""
     system_prompt: str = DEFAULT_SYSTEM_PROMPT

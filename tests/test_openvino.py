@@ -12,7 +12,7 @@ from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
-from parley.engine.runners.openvino import OpenVINORunner, block_bytes, precision
+from parley.engine.runners.openvino import OpenVINORunner, block_bytes, kv_blocks, precision
 from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
@@ -152,6 +152,7 @@ def test_the_size_of_the_cache() -> None:
     assert cache_blocks(size, 32, 2, 2**40, None) == 32
     assert cache_blocks(size, 32, 32, 100 * size, None) == 100
     assert cache_blocks(size, 32, 32, 2**40, 500 * size) == 500
+    assert kv_blocks(size, 1024, Placement(), 1) == 32
 
 
 def test_a_cache_too_small_for_one_conversation_is_one_line(folder: ModelFolder) -> None:

@@ -220,6 +220,30 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     return OpenVINORunner(pipeline, defaults, Tokenizer.from_file(str(folder.path / "tokenizer.json")), info)
 
 
+def kv_blocks(size: int, context: int, placement: Placement, memory: int) -> int:
+    """Blocks of KV cache. Memory is taken as they fill: without a size asked for, one longest conversation always fits.
+
+    Args:
+        size: bytes of one block.
+        context: most tokens of one conversation.
+        placement: the batch, and the size asked for.
+        memory: bytes that this machine or container has.
+
+    Raises:
+        ModelError: when what was asked for does not hold one longest conversation.
+    """
+    longest = math.ceil(context / BLOCK_TOKENS)
+    blocks = cache_blocks(size, longest, placement.max_batch, int(CACHE_SHARE * memory), placement.cache_bytes)
+    if placement.cache_bytes is None:
+        return max(longest, blocks)
+    if blocks < longest:
+        raise ModelError(
+            f"the KV cache has room for {blocks * BLOCK_TOKENS:,} tokens and the model's longest conversation has "
+            f"{context:,}: set PARLEY_KV_CACHE_GB to {_up(longest * size / 2**30)} or more"
+        )
+    return blocks
+
+
 def _up(number: float) -> str:
     """The number rounded up to two digits."""
     step = 10.0 ** (math.floor(math.log10(number)) - 1)
@@ -228,15 +252,7 @@ def _up(number: float) -> str:
 
 def _pipeline(export: Path, placement: Placement, dtype: str, config: dict[str, Any], context: int) -> Any:
     scheduler = genai.SchedulerConfig()
-    longest, memory = math.ceil(context / BLOCK_TOKENS), int(CACHE_SHARE * memory_limit())
-    size = block_bytes(config, dtype)
-    blocks = cache_blocks(size, longest, placement.max_batch, memory, placement.cache_bytes)
-    if blocks < longest:
-        raise ModelError(
-            f"the KV cache has room for {blocks * BLOCK_TOKENS:,} tokens and the model's longest conversation has "
-            f"{context:,}: set PARLEY_KV_CACHE_GB to {_up(longest * size / 2**30)} or more"
-        )
-    scheduler.num_kv_blocks = blocks
+    scheduler.num_kv_blocks = kv_blocks(block_bytes(config, dtype), context, placement, memory_limit())
     scheduler.max_num_batched_tokens = BATCHED_TOKENS
     scheduler.max_num_seqs = placement.max_batch
     scheduler.enable_prefix_caching = True
