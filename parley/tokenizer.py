@@ -4,6 +4,7 @@ It lies below both `prompt` and `engine`, which need the same tokenizer in two p
 `tokenizer.json` load without torch.
 """
 
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,10 +96,15 @@ class Tokenizer:
         return self._broken(text, mark).split(mark)
 
     def _broken(self, text: str, mark: str) -> str:
-        """The text with `mark` inside each control token that it spells, so that no piece spells one."""
+        """The text with `mark` inside each control token that it spells, so that no piece spells one.
+
+        In any case, since a template may lower what users type.
+        """
+        lowered = text.lower()
         for control in self._controls:
-            if len(control) > 1 and control in text:
-                text = text.replace(control, control[0] + mark + control[1:])
+            if len(control) > 1 and control.lower() in lowered:
+                spelt = re.compile(re.escape(control), re.IGNORECASE)
+                text = spelt.sub(lambda found: found[0][0] + mark + found[0][1:], text)
         return text
 
 
@@ -155,7 +161,7 @@ class WholeText:
 
 def _mark() -> str:
     """A string that no message holds: random, as any fixed one could be written by somebody."""
-    return f"\ue000{secrets.token_hex(16)}\ue000"
+    return f"\ue000{secrets.randbits(128)}\ue000"
 
 
 def whole_characters(text: str) -> bytes | None:
