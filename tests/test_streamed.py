@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message
 
 from parley.api import streamed as module
-from parley.api.streamed import Begun, Streamed, streamed
+from parley.api.streamed import Streamed, streamed
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Delta, Event
 from parley.prompt import Prompt
@@ -39,9 +39,19 @@ class Source:
         yield Delta(0, "hello", 1)
 
 
-async def frames(begun: Begun) -> AsyncIterator[str]:
-    assert isinstance(begun.first, Delta)
-    yield f"data: {begun.first.text}\n\n"
+class OneFrame:
+    """Frames of an answer that its first event ends."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.over = False
+
+    def head(self) -> str:
+        return ""
+
+    def take(self, event: Event) -> str:
+        assert isinstance(event, Delta)
+        self.over = True
+        return f"data: {event.text}\n\n"
 
 
 async def connected() -> Message:
@@ -76,7 +86,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_r11_a_stream_whose_reader_leaves_before_its_first_frame_frees_its_place() -> None:
     """R11. Fails when a place is given back by a generator only, which never runs for a reader that stalls at once."""
     source = Source()
-    response = await streamed(source.answers(), None, connected, frames)
+    response = await streamed(source.answers(), None, connected, OneFrame)
     assert source.open
 
     async def stalled(_: Message) -> None:
@@ -95,7 +105,7 @@ async def test_r11_a_client_that_leaves_ends_the_wait_for_the_first_event() -> N
         await left.wait()
         return {"type": "http.disconnect"}
 
-    waiting = asyncio.create_task(streamed(source.answers(), None, leaves, frames))
+    waiting = asyncio.create_task(streamed(source.answers(), None, leaves, OneFrame))
     await asyncio.sleep(0.01)
     assert source.open
     left.set()
@@ -109,7 +119,7 @@ async def test_r11_a_client_that_leaves_ends_the_wait_for_the_first_event() -> N
 async def test_who_waits_long_gets_signs_of_life_and_the_whole_answer() -> None:
     """Fails when a proxy takes a client in the queue for dead, or what was dropped is not told because of the wait."""
     source = Source(seconds=0.15)
-    pieces = await body(await streamed(source.answers(), None, connected, frames))
+    pieces = await body(await streamed(source.answers(), None, connected, OneFrame))
     assert pieces[:2] == [": keep-alive\n\n"] * 2
     assert pieces[-3:] == [
         ": x-context-dropped-messages: 2\n\n",
@@ -123,7 +133,7 @@ async def test_who_waits_long_gets_signs_of_life_and_the_whole_answer() -> None:
 async def test_r01_a_wait_that_ends_in_a_refusal_ends_with_an_error_frame() -> None:
     """R1. Fails when a response that has begun while its client waited ends without a word."""
     source = Source(0.1, ParleyError(ErrorCode.DRAINING, "The service is stopping."))
-    pieces = await body(await streamed(source.answers(), None, connected, frames))
+    pieces = await body(await streamed(source.answers(), None, connected, OneFrame))
     assert pieces[0] == ": keep-alive\n\n"
     assert '"code": "draining"' in pieces[-1]
     assert not source.open
@@ -135,6 +145,6 @@ async def test_a_refusal_before_the_response_is_a_status(error: ParleyError | No
     source = Source(error=error) if error else Source(seconds=60)
     deadline: Callable[[], float] = asyncio.get_running_loop().time
     with pytest.raises(ParleyError) as caught:
-        await streamed(source.answers(), deadline() + 0.05, connected, frames)
+        await streamed(source.answers(), deadline() + 0.05, connected, OneFrame)
     assert caught.value.code is (error.code if error else ErrorCode.DEADLINE_EXCEEDED)
     assert not source.open

@@ -29,7 +29,8 @@ class Timed:
         self._rang = False
         self._reader: asyncio.Task[object] | None = None
         self._cancelled: asyncio.Task[object] | None = None
-        self._timer = asyncio.get_running_loop().call_at(ends, self._ring)
+        self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which is too much for a token
+        self._timer = self._loop.call_at(ends, self._ring)
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -38,7 +39,7 @@ class Timed:
         """The next event; raises what keeps the answer from being begun."""
         if self._over:
             raise StopAsyncIteration
-        self._reader = asyncio.current_task()
+        self._reader = asyncio.current_task(self._loop)
         try:
             event = self._cut() if self._rang else await self._events.__anext__()
         except asyncio.CancelledError:
@@ -51,7 +52,9 @@ class Timed:
         finally:
             self._reader = None
         self.observed.see(event)
-        self._over = not isinstance(event, Delta)
+        if isinstance(event, Delta):
+            return Delta(self._index, event.text, event.tokens, event.logprobs)
+        self._over = True
         return replace(event, id=self._index)
 
     async def aclose(self) -> None:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from msgspec.structs import replace
@@ -11,7 +11,7 @@ from starlette.types import Receive
 
 from parley.api.chat import Answer, Chat, Completion, Terms, unless_disconnected
 from parley.api.sse import DONE, KEEP_ALIVE, Chunks, error_frame
-from parley.api.streamed import Begun, Streamed, streamed
+from parley.api.streamed import Streamed, streamed
 from parley.api.terms import dropped, terms_of
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import (
@@ -28,7 +28,7 @@ from parley.contract.openai import (
     Usage,
 )
 from parley.engine import engine
-from parley.engine.engine import Event, Failure, Finish
+from parley.engine.engine import Delta, Event, Failure, Finish
 from parley.engine.runner import Sampling
 from parley.prompt import Prompt
 
@@ -143,32 +143,51 @@ async def stream(chat: Chat, body: ChatCompletionRequest, terms: Terms, receive:
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = Chunks(new_id(), int(time.time()), chat.served, include_usage, bool(body.logprobs))
 
-    def frames(begun: Begun) -> AsyncIterator[str]:
-        return sse(chunks, begun.prompt, begun.first, begun.events, terms.answers, include_usage)
+    def frames(prompt: Prompt) -> CompletionFrames:
+        return CompletionFrames(chunks, prompt, terms.answers, include_usage)
 
     return await streamed(chat.answer(messages, sampling(body), terms), terms.deadline, receive, frames)
 
 
-async def sse(
-    chunks: Chunks, prompt: Prompt, first: Event, events: AsyncIterator[Event], answers: int, include_usage: bool
-) -> AsyncGenerator[str, None]:
-    """Frames of all answers, the last one terminal: `[DONE]` or an error."""
-    yield "".join(chunks.role(index) for index in range(answers))
-    finishes: list[Finish] = []
-    event = first
-    while not isinstance(event, Failure):
-        if isinstance(event, Finish):
-            finishes.append(event)
-            yield chunks.last(event, told(event.logprobs))
-            if len(finishes) == answers:
-                yield (chunks.usage(usage(combined(finishes), prompt)) if include_usage else "") + DONE
-                return
-        elif event.text or event.logprobs:
-            yield chunks.text(event, told(event.logprobs))
-        elif not event.tokens:
-            yield KEEP_ALIVE
-        event = await anext(events)
-    yield error_frame(ParleyError(event.code, event.message))
+class CompletionFrames:
+    """Frames of all answers, the last one terminal: `[DONE]` or an error.
+
+    Args:
+        chunks: of this completion.
+        prompt: what was answered.
+        answers: how many there are.
+        include_usage: whether a usage chunk comes last.
+    """
+
+    def __init__(self, chunks: Chunks, prompt: Prompt, answers: int, include_usage: bool) -> None:
+        self._chunks = chunks
+        self._prompt = prompt
+        self._answers = answers
+        self._include_usage = include_usage
+        self._finishes: list[Finish] = []
+        self.over = False
+
+    def head(self) -> str:
+        """The role of each answer."""
+        return "".join(self._chunks.role(index) for index in range(self._answers))
+
+    def take(self, event: Event) -> str:
+        """The chunk of an event; after the last one the end."""
+        if isinstance(event, Delta):
+            if event.text or event.logprobs:
+                return self._chunks.text(event, told(event.logprobs))
+            return "" if event.tokens else KEEP_ALIVE
+        if isinstance(event, Failure):
+            self.over = True
+            return error_frame(ParleyError(event.code, event.message))
+        self._finishes.append(event)
+        self.over = len(self._finishes) == self._answers
+        return self._chunks.last(event, told(event.logprobs)) + (self._end() if self.over else "")
+
+    def _end(self) -> str:
+        if not self._include_usage:
+            return DONE
+        return self._chunks.usage(usage(combined(self._finishes), self._prompt)) + DONE
 
 
 def combined(finishes: Sequence[Finish]) -> Finish:

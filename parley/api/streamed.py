@@ -1,12 +1,12 @@
 """Streamed responses: how they begin, however long their answers are in coming, and that nothing of them is left."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.chat import unless_disconnected
 from parley.api.deadline import kept
@@ -29,8 +29,20 @@ class Begun(NamedTuple):
     first: Event
 
 
-Frames = Callable[[Begun], AsyncIterator[str]]
-"""What makes frames of answers that have begun."""
+class Frames(Protocol):
+    """The text of a stream, made of the events of its answers. No generator, as it is asked once a token."""
+
+    over: bool
+    """Whether the last of it, a terminal event, was given."""
+
+    def head(self) -> str:
+        """What comes before the first event."""
+
+    def take(self, event: Event) -> str:
+        """What an event adds; nothing, if it adds nothing."""
+
+
+MakeFrames = Callable[[Prompt], Frames]
 
 Answers = AbstractAsyncContextManager[tuple[Prompt, AsyncIterator[Event]]]
 """What `Chat.answer` gives."""
@@ -74,13 +86,24 @@ class Opening:
         return Begun(prompt, events, first)
 
 
-class Streamed(StreamingResponse):
-    """A response that closes its answers however it ends, also when its first frame was never asked for."""
+class Streamed(Response):
+    """A response that closes its answers however it ends, also when its first frame was never asked for.
 
-    def __init__(self, opening: Opening, frames: AsyncIterator[str], headers: dict[str, str]) -> None:
-        super().__init__(frames, media_type="text/event-stream", headers=HEADERS | headers)
-        self._frames = frames
+    Args:
+        opening: its answers.
+        begun: the same, if they have begun.
+        make: what makes their frames.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, opening: Opening, begun: Begun | None, make: MakeFrames) -> None:
         self._opening = opening
+        self._begun = begun
+        self._make = make
+        self.status_code = 200
+        self.background = None
+        self.init_headers(HEADERS | (dropped(begun.prompt) if begun else {}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the frames until they end or their reader goes away."""
@@ -93,20 +116,47 @@ class Streamed(StreamingResponse):
     async def _send(self, send: Send, send_piece: Send) -> None:
         """Runs in a task of its own: what it awaits wakes it through few layers, and that once a token."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for frame in self._frames:
-            await send_piece({"type": "http.response.body", "body": frame.encode(), "more_body": True})
+        begun = self._begun or await self._late(send_piece)
+        if begun is not None:
+            frames = self._make(begun.prompt)
+            await send_piece(piece(frames.head() + frames.take(begun.first)))
+            while not frames.over:
+                if frame := frames.take(await anext(begun.events)):
+                    await send_piece(piece(frame))
         await self._opening.aclose()  # before its end is told: who asks next finds the place free
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _late(self, send: Send) -> Begun | None:
+        """Answers that were waited for so long that proxies would soon take the connection for dead.
 
-async def streamed(answers: Answers, deadline: float | None, receive: Receive, frames: Frames) -> Streamed:
+        None if they failed, which has been told.
+        """
+        try:
+            await send(piece(KEEP_ALIVE))
+            while (begun := await self._opening.wait(KEEP_ALIVE_SECONDS)) is None:
+                await send(piece(KEEP_ALIVE))
+        except ParleyError as error:
+            current().code = error.code
+            await send(piece(error_frame(error)))
+            return None
+        for name, value in dropped(begun.prompt).items():
+            await send(piece(comment(f"{name}: {value}")))
+        return begun
+
+
+def piece(text: str) -> Message:
+    """Some of a response's body, with more to follow."""
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
+
+
+async def streamed(answers: Answers, deadline: float | None, receive: Receive, make: MakeFrames) -> Streamed:
     """The response. What fails soon, before the first event, is still answered with a status of its own.
 
     Args:
         answers: not entered yet.
         deadline: of the client, for the first event.
         receive: the request's ASGI `receive`, its body already read; a client that leaves cancels its answers.
-        frames: makes the frames of answers that have begun.
+        make: what makes the frames of answers that have begun.
 
     Raises:
         ParleyError: what refused the answers, or failed them before their first event.
@@ -117,22 +167,4 @@ async def streamed(answers: Answers, deadline: float | None, receive: Receive, f
     except BaseException:
         await opening.aclose()
         raise
-    if begun is None:
-        return Streamed(opening, late(opening, frames), {})
-    return Streamed(opening, frames(begun), dropped(begun.prompt))
-
-
-async def late(opening: Opening, frames: Frames) -> AsyncGenerator[str, None]:
-    """The frames of answers that were waited for so long that proxies would soon take the connection for dead."""
-    try:
-        yield KEEP_ALIVE
-        while (begun := await opening.wait(KEEP_ALIVE_SECONDS)) is None:
-            yield KEEP_ALIVE
-    except ParleyError as error:
-        current().code = error.code
-        yield error_frame(error)
-        return
-    for name, value in dropped(begun.prompt).items():
-        yield comment(f"{name}: {value}")
-    async for frame in frames(begun):
-        yield frame
+    return Streamed(opening, begun, make)

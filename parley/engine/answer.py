@@ -38,8 +38,8 @@ class Answer:
         likeliest = step.likeliest or [[]] * len(step.tokens)
         return "".join(self._logprobs.push(*told) for told in zip(step.tokens, step.logprobs, likeliest, strict=True))
 
-    def _released(self, text: str, ended: bool = False) -> list[TokenLogprob]:
-        return self._logprobs.release(len(text), ended) if self._logprobs is not None else []
+    def _released(self, text: str, ended: bool = False) -> tuple[TokenLogprob, ...]:
+        return tuple(self._logprobs.release(len(text), ended)) if self._logprobs is not None else ()
 
     def _finished(self, text: str, reason: FinishReason, cached: int | None) -> Finish:
         logprobs = self._released(text, ended=not self._stops.matched)

@@ -11,7 +11,7 @@ from parley.contract.errors import ErrorCode
 from parley.engine.runner import FinishReason, ModelInfo, Sampling
 
 
-class TokenLogprob(Struct, frozen=True, array_like=True):
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
     """One token of the answer, and the natural logarithm of its probability. `token` is its text in UTF-8."""
 
     token: bytes | None
@@ -21,18 +21,18 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     """The likeliest tokens at its place, if they were asked for."""
 
 
-class Delta(Struct, frozen=True, array_like=True, tag=0):
+class Delta(Struct, frozen=True, array_like=True, tag=0, gc=False):
     """Some more of the answer. `text` may be empty while a character or a stop string is incomplete."""
 
     id: int
     text: str
     tokens: int
     """How many tokens this step added."""
-    logprobs: list[TokenLogprob] = []
+    logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens whose text is out, if they were asked for."""
 
 
-class Finish(Struct, frozen=True, array_like=True, tag=1):
+class Finish(Struct, frozen=True, array_like=True, tag=1, gc=False):
     """The answer is complete. Terminal. `text` is its last piece."""
 
     id: int
@@ -42,7 +42,7 @@ class Finish(Struct, frozen=True, array_like=True, tag=1):
     completion_tokens: int
     cached_tokens: int | None
     """Prompt tokens whose work was reused; None where the engine does not tell."""
-    logprobs: list[TokenLogprob] = []
+    logprobs: tuple[TokenLogprob, ...] = ()
     usage: dict[str, Any] = {}
     """What an upstream says of its usage, its cost for one, in its own words; empty for engines of our own."""
 

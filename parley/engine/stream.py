@@ -72,7 +72,7 @@ class Stream:
         if len(unread) == 1:
             return unread[0]
         text = "".join(delta.text for delta in unread)
-        logprobs = [logprob for delta in unread for logprob in delta.logprobs]
+        logprobs = tuple(logprob for delta in unread for logprob in delta.logprobs)
         return Delta(self.id, text, sum(delta.tokens for delta in unread), logprobs)
 
     def _wake(self) -> None:
