@@ -1,4 +1,4 @@
-"""Crowd: the load generator, several processes of `Load`, so that Python's lock does not slow down what it measures."""
+"""Crowd: the load generator in a process of its own, so that what it measures does not wait for it."""
 
 import multiprocessing
 import os
@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 
 from bench.load import Load, Target
 from bench.record import Record
 from bench.workload import Workload
 
-USERS_A_PROCESS = 8
 HEADSTART = 0.1
-"""Seconds between the word to start and the start, so that all processes start together."""
+"""Seconds between the word to start and the start."""
 PATIENCE = 60.0
-"""Seconds that a process may take to begin, or to hand in its records."""
+"""Seconds that the process may take to begin, or to hand in its records."""
 
 
 @dataclass(frozen=True)
@@ -38,53 +36,38 @@ def drive(target: Target, workload: Workload, at_start: Callable[[], None], at_e
         at_end: called when it ends.
 
     Raises:
-        TimeoutError: when a process of the crowd does not begin or does not hand in its records.
+        TimeoutError: when the crowd does not begin or does not hand in its records.
     """
-    count = -(-workload.users // USERS_A_PROCESS)
-    crowd = [_Member(target, workload, first, count) for first in range(count)]
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    crowd = context.Process(target=_work, args=(theirs, target, workload), daemon=True)
+    crowd.start()
+    theirs.close()
     try:
-        for member in crowd:
-            member.receive()
+        _receive(pipe)
         start = time.monotonic() + HEADSTART
-        for member in crowd:
-            member.pipe.send(start)
+        pipe.send(start)
         _sleep_until(start)
         at_start()
         _sleep_until(start + workload.window)
         at_end()
-        parts = [member.receive() for member in crowd]
+        return _receive(pipe)
     finally:
-        for member in crowd:
-            member.end()
-    return Watched([record for part in parts for record in part.records], sum(part.cpu for part in parts))
+        crowd.kill()
+        crowd.join()
+        pipe.close()
 
 
-class _Member:
-    """One process of the crowd and the pipe to it."""
-
-    def __init__(self, target: Target, workload: Workload, first: int, count: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        arguments = (theirs, target, workload, first, count)
-        self._process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def receive(self) -> Watched:
-        if not self.pipe.poll(PATIENCE):
-            raise TimeoutError("a process of the load generator does not answer")
-        watched: Watched = self.pipe.recv()
-        return watched
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.pipe.close()
+def _receive(pipe: Connection) -> Watched:
+    if not pipe.poll(PATIENCE):
+        raise TimeoutError("the load generator does not answer")
+    watched: Watched = pipe.recv()
+    return watched
 
 
-def _work(pipe: Connection, target: Target, workload: Workload, first: int, count: int) -> None:
+def _work(pipe: Connection, target: Target, workload: Workload) -> None:
     os.setsid()  # as the servers: Linux divides a busy machine among sessions (autogroup)
-    load = Load(target, workload, first, count)
+    load = Load(target, workload)
     pipe.send(Watched([], 0.0))
     start: float = pipe.recv()
     before = _cpu()

@@ -79,9 +79,9 @@ class Gauge:
 
 
 def used_by(process: psutil.Process) -> float:
-    """Seconds of CPU of a process: on Linux by its own clock, as `/proc` counts in hundredths of a second.
+    """Seconds of CPU of a process: on Linux by its own clock, as `/proc` counts in hundredths.
 
-    The clock's number is made as `clock_getcpuclockid` of glibc makes it. Raises `psutil.NoSuchProcess` when it has ended.
+    Its number is that of `clock_getcpuclockid` in glibc. Raises `psutil.NoSuchProcess` once the process has ended.
     """
     if sys.platform != "linux":
         times = process.cpu_times()

@@ -1,19 +1,20 @@
-"""Load: users who talk to one server through `parley.client`, a thread each, in a process of their own.
+"""Load: users who talk to one server, all in one event loop.
 
 At the end of the window whatever is still under way is left as it stands, and its connections are dropped.
 """
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import uvloop
 from pydantic import JsonValue
 
+from bench.line import Line
 from bench.record import Record
 from bench.workload import Workload
 from parley.client import Client
-from parley.contract.chat import Message
 from parley.contract.errors import ParleyError
 
 
@@ -35,81 +36,77 @@ class Target:
 
 
 class Load:
-    """The users of one process: every `step`th, from `first` on.
+    """The users of one workload.
 
     Args:
         target: whom they ask.
         workload: what they ask.
-        first: the first user, or in the open loop the first arrival, of this process.
-        step: how many processes there are.
     """
 
-    def __init__(self, target: Target, workload: Workload, first: int, step: int) -> None:
+    def __init__(self, target: Target, workload: Workload) -> None:
         self._target = target
         self._workload = workload
-        self._first = first
-        self._step = step
-        self._client = Client(target.url, model=target.model)
+        self._model = target.model or Client(target.url).models()[0]
         self._start = 0.0
+        self._idle: list[Line] = []
         self.records: list[Record] = []
 
     def run(self, start: float) -> list[Record]:
         """Asks from `start` (on the monotonic clock) until the window is over."""
         self._start = start
-        for thread in self._threads():
-            thread.start()
-        time.sleep(max(0.0, start + self._workload.window - time.monotonic()))
+        uvloop.new_event_loop().run_until_complete(self._window())  # not ended: what still runs is left as it stands
         return list(self.records)
 
-    def _threads(self) -> list[threading.Thread]:
-        work: Sequence[Callable[[], None]]
-        if self._workload.rate is None:
-            work = [self._closed(user) for user in range(self._first, self._workload.users, self._step)]
+    async def _window(self) -> None:
+        workload = self._workload
+        if workload.rate is None:
+            talks = [self._talk(workload.of_user(user), due=0.0) for user in range(workload.users)]
         else:
-            times = list(enumerate(self._workload.arrivals()))
-            work = [self._open(number, due) for number, due in times[self._first :: self._step]]
-        return [threading.Thread(target=task, daemon=True) for task in work]
+            talks = [self._talk([number], due) for number, due in enumerate(workload.arrivals())]
+        self._running = [asyncio.ensure_future(talk) for talk in talks]
+        await asyncio.sleep(max(0.0, self._start + workload.window - time.monotonic()))
 
-    def _closed(self, user: int) -> Callable[[], None]:
-        return lambda: self._talk(self._workload.of_user(user), due=0.0)
-
-    def _open(self, number: int, due: float) -> Callable[[], None]:
-        return lambda: self._talk([number], due)
-
-    def _talk(self, conversations: Iterable[int], due: float) -> None:
+    async def _talk(self, conversations: Iterable[int], due: float) -> None:
         """One conversation after the other; each question is due when the answer before it is there."""
-        time.sleep(max(0.0, self._start + due - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._start + due - time.monotonic()))
+        line = self._idle.pop() if self._idle else Line(self._target.url)
         for number in conversations:
-            history: list[Message] = []
+            history: list[JsonValue] = []
             for turn, text in enumerate(self._workload.turns(number)):
-                history.append(Message("user", text))
+                history.append({"role": "user", "content": text})
                 record = Record(turn, due)
                 self.records.append(record)
-                history.append(Message("assistant", self._ask(history, record)))
+                history.append({"role": "assistant", "content": await self._ask(line, history, record)})
                 due = self._now()
                 if record.error is not None:
-                    time.sleep(0.05)  # a server that refuses at once is not to be flooded
+                    await asyncio.sleep(0.05)  # a server that refuses at once is not to be flooded
                     break
+        self._idle.append(line)
 
-    def _ask(self, history: list[Message], record: Record) -> str:
+    async def _ask(self, line: Line, history: list[JsonValue], record: Record) -> str:
         """One request; returns the answer, so far as it came."""
-        limit: JsonValue = self._workload.answer_tokens
-        text: list[str] = []
+        pieces: list[str] = []
+
+        def heard(piece: str) -> None:
+            record.pieces.append(self._now())
+            pieces.append(piece)
+
+        usage = None
         try:
-            with self._client.stream(history, max_tokens=limit, **self._target.sampling) as answer:
-                for piece in answer:
-                    record.pieces.append(self._now())
-                    text.append(piece)
-                usage = answer.reply.usage
-        except ParleyError as error:
+            usage = (await line.ask(self._request(history), heard)).usage
+        except (ParleyError, OSError) as error:
             if self._target.says_done or not record.pieces:
-                record.error = f"{error.code}: {error.message}"
+                record.error = f"{type(error).__name__}: {error}"
                 return ""
-            usage = None
         if usage is not None:
             record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         record.done = True
-        return "".join(text)
+        return "".join(pieces)
+
+    def _request(self, history: list[JsonValue]) -> dict[str, JsonValue]:
+        asked: dict[str, JsonValue] = {"model": self._model, "messages": history, "stream": True}
+        asked |= {"stream_options": {"include_usage": True}, "max_tokens": self._workload.answer_tokens}
+        return asked | self._target.sampling
 
     def _now(self) -> float:
         return time.monotonic() - self._start

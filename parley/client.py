@@ -186,73 +186,43 @@ class Client:
         return ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF)
 
 
-class ReplyStream:
-    """An answer under way: iterate over its pieces of text, then read `reply`. Pieces are never empty."""
+class ReplyText:
+    """A streamed answer, put together from the bytes of its events. Reads no socket.
 
-    def __init__(self, response: requests.Response) -> None:
-        self._response = response
+    An answer is complete with `[DONE]` only.
+    """
+
+    def __init__(self) -> None:
+        self._events = EventData()
         self._text: list[str] = []
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
         self._model = ""
-        self._complete = False
-
-    def __enter__(self) -> "ReplyStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.complete = False
 
     @property
     def reply(self) -> Reply:
-        """The answer, once the iteration has ended; raises `RuntimeError` before."""
-        if not self._complete:
-            raise RuntimeError("the answer is not complete: iterate to its end first")
+        """The answer, once it is complete; raises `RuntimeError` before."""
+        if not self.complete:
+            raise RuntimeError("the answer is not complete: read it to its end first")
         return Reply("".join(self._text), self._usage, self._finish_reason, self._model)
 
-    def close(self) -> None:
-        """Ends the answer: on the server too, if it is not complete. For the thread that iterates."""
-        if self._complete:
-            self._response.raw.drain_conn()  # the end of the chunked body, so that the connection can be used again
-        self._response.close()
-
-    def cancel(self) -> None:
-        """Wakes the thread that iterates with a `ParleyError`, for it to close the connection. For any other thread."""
-        with suppress(OSError, RuntimeError):  # the answer has just ended
-            self._response.raw.shutdown()
-
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they arrive.
+    def feed(self, block: bytes) -> Iterator[str]:
+        """The pieces of text that some more bytes bring; they are never empty.
 
         Raises:
-            ParleyError: for an error frame, silence longer than the client's timeout, or a stream cut before `[DONE]`.
+            ParleyError: for an error frame, and for what is no chat completion.
         """
-        for data in self._data():
-            if data == b"[DONE]":
-                self._complete = True
-                return
-            if piece := self._take(data):
-                self._text.append(piece)
-                yield piece
-        raise ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF)
-
-    def _data(self) -> Iterator[bytes]:
-        """Data of the events as they arrive."""
-        events = EventData()
         try:
-            while block := self._read():
-                yield from events.feed(block)
+            for data in self._events.feed(block):
+                if data == b"[DONE]":
+                    self.complete = True
+                    return
+                if piece := self._take(data):
+                    self._text.append(piece)
+                    yield piece
         except EventTooLong as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, _NO_CHAT) from error
-
-    def _read(self) -> bytes:
-        """The bytes that are there, at least one; empty at the end of the connection."""
-        try:
-            return self._response.raw.read1(decode_content=True) or b""
-        except urllib3.exceptions.ReadTimeoutError as error:
-            raise ParleyError(ErrorCode.DEADLINE_EXCEEDED, _SILENT) from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF) from error
 
     def _take(self, data: bytes) -> str:
         """Notes what a chunk says beside its text, and returns the text."""
@@ -269,6 +239,57 @@ class ReplyStream:
             return choice["delta"].get("content") or ""
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, _NO_CHAT) from error
+
+
+class ReplyStream:
+    """An answer under way: iterate over its pieces of text, then read `reply`. Pieces are never empty."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._answer = ReplyText()
+
+    def __enter__(self) -> "ReplyStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def reply(self) -> Reply:
+        """The answer, once the iteration has ended; raises `RuntimeError` before."""
+        return self._answer.reply
+
+    def close(self) -> None:
+        """Ends the answer: on the server too, if it is not complete. For the thread that iterates."""
+        if self._answer.complete:
+            self._response.raw.drain_conn()  # the end of the chunked body, so that the connection can be used again
+        self._response.close()
+
+    def cancel(self) -> None:
+        """Wakes the thread that iterates with a `ParleyError`, for it to close the connection. For any other thread."""
+        with suppress(OSError, RuntimeError):  # the answer has just ended
+            self._response.raw.shutdown()
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text as they arrive.
+
+        Raises:
+            ParleyError: for an error frame, silence longer than the client's timeout, or a stream cut before `[DONE]`.
+        """
+        while block := self._read():
+            yield from self._answer.feed(block)
+            if self._answer.complete:
+                return
+        raise ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF)
+
+    def _read(self) -> bytes:
+        """The bytes that are there, at least one; empty at the end of the connection."""
+        try:
+            return self._response.raw.read1(decode_content=True) or b""
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise ParleyError(ErrorCode.DEADLINE_EXCEEDED, _SILENT) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ParleyError(ErrorCode.UPSTREAM_ERROR, _BROKEN_OFF) from error
 
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
