@@ -17,6 +17,7 @@ from parley.engine.process import EngineProcess
 from parley.engine.runner import Placement, Sampling
 from parley.engine.watch import Limits
 from tests.conftest import POCKET
+from tests.events import all_events
 
 ECHO = Launch("echo", "test", "echo", None, Placement())
 
@@ -42,7 +43,7 @@ async def engine() -> AsyncIterator[EngineProcess]:
 
 
 async def answer(engine: EngineProcess, text: str, sampling: Sampling | None = None) -> list[Event]:
-    return [event async for event in engine.generate(list(text.encode()), sampling or Sampling())]
+    return await all_events(engine.generate(list(text.encode()), sampling or Sampling()))
 
 
 def text_of(events: list[Event]) -> str:
@@ -67,7 +68,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_its_place(engine: EngineP
 async def test_a_closed_generator_cancels_its_job(engine: EngineProcess) -> None:
     """Fails when a client that left keeps its place in the batch."""
     generator = engine.generate(list(b"slow " + b"word " * 1000), Sampling())
-    await anext(generator)
+    await generator.next()
     assert engine.health().running == 1
     await generator.aclose()
     assert engine.health().running == 0

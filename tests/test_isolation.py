@@ -19,6 +19,7 @@ from parley.engine.runner import Placement, Sampling
 from parley.engine.watch import Limits
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET, Served, descendants, serve
+from tests.events import all_events
 from tests.test_bad_input import BROKEN
 
 NEIGHBOURS = [
@@ -48,7 +49,7 @@ async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engi
 
 async def answer(engine: EngineProcess, prompt: list[int], sampling: Sampling) -> tuple[str, Event]:
     """The text of an answer, and its terminal event."""
-    events = [event async for event in engine.generate(prompt, sampling)]
+    events = await all_events(engine.generate(prompt, sampling))
     return "".join(event.text for event in events if not isinstance(event, Failure)), events[-1]
 
 

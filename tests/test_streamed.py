@@ -1,7 +1,7 @@
 """Streamed responses before their first event: what is sent, and what is left when they end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,7 +10,7 @@ from starlette.types import Message
 from parley.api import streamed as module
 from parley.api.streamed import Streamed, streamed
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Delta, Event
+from parley.engine.engine import Delta, Event, EventSource, Generated
 from parley.prompt import Prompt
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
@@ -25,17 +25,17 @@ class Source:
         self._error = error
 
     @asynccontextmanager
-    async def answers(self) -> AsyncIterator[tuple[Prompt, AsyncIterator[Event]]]:
+    async def answers(self) -> AsyncIterator[tuple[Prompt, EventSource]]:
         self.open = True
         try:
             await asyncio.sleep(self._seconds)
             if self._error:
                 raise self._error
-            yield Prompt([1], 2, 30), self._events()
+            yield Prompt([1], 2, 30), Generated(self._events())
         finally:
             self.open = False
 
-    async def _events(self) -> AsyncIterator[Event]:
+    async def _events(self) -> AsyncGenerator[Event, None]:
         yield Delta(0, "hello", 1)
 
 

@@ -19,6 +19,7 @@ from parley.engine.upstream.fault import retry_after
 from parley.engine.upstream.patience import Patience
 from parley.engine.upstream.transport import Address
 from tests.conftest import Served, free_port, serve
+from tests.events import all_events
 from tests.faulty import DONE, KEY, WHOLE, event, forever, raw, silence, text, told
 from tests.scripted import STREAM_HEAD, Say, Script, answers, chat_service, chunked, scripted, streams
 
@@ -51,7 +52,7 @@ async def connected(url: str, patience: Patience = QUICK, **address: str) -> Asy
 async def answer(
     engine: UpstreamEngine, messages: tuple[Message, ...] = HELLO, sampling: Sampling | None = None
 ) -> list[Event]:
-    return [event async for event in engine.generate(messages, sampling or Sampling())]
+    return await all_events(engine.generate(messages, sampling or Sampling()))
 
 
 def text_of(events: list[Event]) -> str:
@@ -126,13 +127,13 @@ async def test_draining_lets_answers_finish_and_then_ends_them() -> None:
     with scripted(chat_service(slow)) as server:
         async with connected(server.url, Patience()) as engine:
             events = engine.generate(HELLO, Sampling())
-            await anext(events)
+            await events.next()
             draining = asyncio.create_task(engine.drain(0.2))
             await asyncio.sleep(0)
             with pytest.raises(ParleyError) as refused:
                 await answer(engine)
             assert refused.value.code is ErrorCode.DRAINING
-            last = [event async for event in events][-1]
+            last = (await all_events(events))[-1]
             assert isinstance(last, Failure)
             assert last.code is ErrorCode.DRAINING
             assert await draining == 1

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from parley.api.observed import Observed
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Delta, Event, EventSource, Failure, Finish
+from parley.engine.engine import Delta, Event, EventSource, Failure, Finish, Generated, Take
 
 TOO_LONG = "The answer had not begun within this service's time limit for answers; it was given up."
 
@@ -17,31 +17,25 @@ class Timed:
     """One answer's events, their `id` replaced by its index, until a moment of the event loop's time.
 
     At that moment a text that has begun ends with the reason `length`, and one that has not ends with a failure;
-    closing it cancels the engine's work on it. It is woken once a token: hence no generator, and one timer for all
-    waits, as `asyncio.timeout` costs twelve microseconds.
+    closing it cancels the engine's work on it. One timer serves all waits, as `asyncio.timeout` costs twelve
+    microseconds.
     """
 
     def __init__(self, events: EventSource, index: int, ends: float, observed: Observed) -> None:
         self._events = events
         self._index = index
         self.observed = observed
-        self._over = False
         self._rang = False
         self._reader: asyncio.Task[object] | None = None
         self._cancelled: asyncio.Task[object] | None = None
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which is too much for a token
         self._timer = self._loop.call_at(ends, self._ring)
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event; raises what keeps the answer from being begun."""
-        if self._over:
-            raise StopAsyncIteration
+    async def next(self, take: Take | None = None) -> Event:
+        """The next event that was not taken; raises what keeps the answer from being begun."""
         self._reader = asyncio.current_task(self._loop)
         try:
-            event = self._cut() if self._rang else await self._events.__anext__()
+            event = self._cut() if self._rang else await self._events.next(take and self._seen_by(take))
         except asyncio.CancelledError:
             if not self._cancelled or self._cancelled.uncancel():
                 raise
@@ -52,16 +46,21 @@ class Timed:
         finally:
             self._reader = None
         self.observed.see(event)
-        if isinstance(event, Delta):
-            return Delta(self._index, event.text, event.tokens, event.logprobs)
-        self._over = True
         return replace(event, id=self._index)
 
     async def aclose(self) -> None:
         """Nobody reads it any more."""
-        self._over = True
         self._timer.cancel()
         await self._events.aclose()
+
+    def _seen_by(self, take: Take) -> Take:
+        def taken(delta: Delta) -> bool:
+            if not take(Delta(self._index, delta.text, delta.tokens, delta.logprobs)):
+                return False
+            self.observed.see(delta)
+            return True
+
+        return taken
 
     def _ring(self) -> None:
         """The moment has come: whoever waits is woken, unless somebody else has cancelled it already."""
@@ -77,16 +76,16 @@ class Timed:
 
 
 @asynccontextmanager
-async def one_stream(answers: Sequence[AsyncIterator[Event]]) -> AsyncIterator[AsyncIterator[Event]]:
+async def one_stream(answers: Sequence[EventSource]) -> AsyncIterator[EventSource]:
     """The events of all answers in one stream."""
     if len(answers) == 1:
         yield answers[0]
     else:
-        async with aclosing(merged(answers)) as events:
+        async with aclosing(Generated(merged(answers))) as events:
             yield events
 
 
-async def merged(answers: Sequence[AsyncIterator[Event]]) -> AsyncGenerator[Event, None]:
+async def merged(answers: Sequence[EventSource]) -> AsyncGenerator[Event, None]:
     """The events of several answers as they come; it ends when all have ended, or with the first that fails."""
     queue: asyncio.Queue[Event] = asyncio.Queue(len(answers))
     tasks = [asyncio.create_task(_pump(answer, index, queue)) for index, answer in enumerate(answers)]
@@ -104,9 +103,10 @@ async def merged(answers: Sequence[AsyncIterator[Event]]) -> AsyncGenerator[Even
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(answer: AsyncIterator[Event], index: int, queue: asyncio.Queue[Event]) -> None:
+async def _pump(answer: EventSource, index: int, queue: asyncio.Queue[Event]) -> None:
     try:
-        async for event in answer:
+        while isinstance(event := await answer.next(), Delta):
             await queue.put(event)
+        await queue.put(event)
     except ParleyError as error:
         await queue.put(Failure(index, error.code, error.message))

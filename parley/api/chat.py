@@ -18,7 +18,7 @@ from parley.api.observed import Observed
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import ContextPolicy
-from parley.engine.engine import Delta, Engine, Event, Failure, Finish, TokenLogprob
+from parley.engine.engine import Delta, Engine, EventSource, Failure, Finish, TokenLogprob
 from parley.engine.runner import ModelInfo, Sampling
 from parley.prompt import Builder, Prompt
 from parley.telemetry.record import current
@@ -125,7 +125,7 @@ class Chat:
     @asynccontextmanager
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, terms: Terms = PLAIN
-    ) -> AsyncIterator[tuple[Prompt, AsyncIterator[Event]]]:
+    ) -> AsyncIterator[tuple[Prompt, EventSource]]:
         """Admits a request and opens its answers; leaving the context cancels what still runs.
 
         An event's `id` is the index of the answer that it belongs to.
@@ -155,11 +155,19 @@ class Chat:
             ParleyError: what refused the request, or what the engine failed with.
         """
         parts: list[list[Delta | Finish]] = [[] for _ in range(terms.answers)]
+
+        def take(event: Delta | Finish) -> bool:
+            parts[event.id].append(event)
+            return True
+
         async with kept(terms.deadline), self.answer(messages, sampling, terms) as (prompt, events):
-            async for event in events:
+            left = terms.answers
+            while left:
+                event = await events.next(take)
                 if isinstance(event, Failure):
                     raise ParleyError(event.code, event.message)
-                parts[event.id].append(event)
+                take(event)
+                left -= isinstance(event, Finish)
         return Completion([Answer.of(part) for part in parts], prompt)
 
     @asynccontextmanager

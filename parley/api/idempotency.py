@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.body import replay
 from parley.api.chat import unless_disconnected
-from parley.api.protocol import PIECES
+from parley.api.protocol import WRITE, refuse
 from parley.api.sse import DONE
 from parley.contract.errors import ErrorCode, ParleyError
 
@@ -139,9 +139,8 @@ class Recordings:
             raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
         again = recording is not None and not recording.failed
         if recording is None or recording.failed:
-            recording = Recording(
-                asked.digest, now, lambda take: app({**scope, PIECES: take}, replay(body, _never), take)
-            )
+            recorded = {**scope, WRITE: refuse}  # every piece by `send`, so that the recording has it
+            recording = Recording(asked.digest, now, lambda take: app(recorded, replay(body, _never), take))
             self._kept[name] = recording
         try:
             await unless_disconnected(receive, recording.follow(send, again))

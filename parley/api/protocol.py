@@ -6,28 +6,37 @@ a short way out.
 """
 
 import json
+from collections.abc import Callable
 
 from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from parley.api.errors import HEADER
 from parley.contract.errors import ErrorCode, ParleyError
 
-PIECES = "parley.pieces"
-"""In the scope: the `send` for a body's pieces before its last one, past the layers that look at starts and ends only.
+WRITE = "parley.write"
+"""In the scope: a `Write` for the response's body, once it has begun and before its last piece."""
 
-There are ten of them, three of ours, at half a microsecond each for every token.
+Write = Callable[[bytes], bool]
+"""Writes a piece of a body at once, past ten layers that look at starts and ends only; says whether it could.
+
+It can not when the reader is slow or gone: then the ASGI `send` waits, or finds that out.
 """
 
 
+def refuse(body: bytes) -> bool:
+    """A `Write` of servers that have none."""
+    return False
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with errors in the shape that all others have, and with `PIECES`."""
+    """uvicorn's protocol with errors in the shape that all others have, and with `WRITE`."""
 
     def on_headers_complete(self) -> None:
         """A request has arrived, but for its body."""
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.scope[PIECES] = self.cycle.send  # type: ignore[literal-required]  # ours
+            self.cycle.scope[WRITE] = writer(self.cycle)  # type: ignore[literal-required]  # ours
 
     def send_400_response(self, msg: str) -> None:
         """Answers what could not be read as a request, and closes the connection."""
@@ -39,6 +48,18 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def writer(cycle: RequestResponseCycle) -> Write:
+    """What writes chunks (RFC 9112, section 7.1) of the response of one request."""
+
+    def write(body: bytes) -> bool:
+        if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
+    return write
 
 
 def use_protocol() -> None:

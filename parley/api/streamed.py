@@ -1,7 +1,7 @@
 """Streamed responses: how they begin, however long their answers are in coming, and that nothing of them is left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import NamedTuple, Protocol
 
@@ -10,11 +10,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.chat import unless_disconnected
 from parley.api.deadline import kept
-from parley.api.protocol import PIECES
+from parley.api.protocol import WRITE, Write, refuse
 from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
 from parley.api.terms import dropped
 from parley.contract.errors import ParleyError
-from parley.engine.engine import Event, Failure
+from parley.engine.engine import Delta, Event, EventSource, Failure
 from parley.prompt import Prompt
 from parley.telemetry.record import current
 
@@ -25,12 +25,12 @@ class Begun(NamedTuple):
     """Answers whose first event is there."""
 
     prompt: Prompt
-    events: AsyncIterator[Event]
+    events: EventSource
     first: Event
 
 
 class Frames(Protocol):
-    """The text of a stream, made of the events of its answers. No generator, as it is asked once a token."""
+    """The text of a stream, made of the events of its answers."""
 
     over: bool
     """Whether the last of it, a terminal event, was given."""
@@ -39,12 +39,12 @@ class Frames(Protocol):
         """What comes before the first event."""
 
     def take(self, event: Event) -> str:
-        """What an event adds; nothing, if it adds nothing."""
+        """What an event adds; nothing, if it adds nothing. The same `Delta` twice gives the same."""
 
 
 MakeFrames = Callable[[Prompt], Frames]
 
-Answers = AbstractAsyncContextManager[tuple[Prompt, AsyncIterator[Event]]]
+Answers = AbstractAsyncContextManager[tuple[Prompt, EventSource]]
 """What `Chat.answer` gives."""
 
 
@@ -80,7 +80,7 @@ class Opening:
     async def _begin(self) -> Begun:
         async with kept(self._deadline):
             prompt, events = await self._stack.enter_async_context(self._answers)
-            first = await anext(events)
+            first = await events.next()
         if isinstance(first, Failure):
             raise ParleyError(first.code, first.message)
         return Begun(prompt, events, first)
@@ -109,20 +109,17 @@ class Streamed(Response):
         """Sends the frames until they end or their reader goes away."""
         try:
             with suppress(ParleyError):  # the reader went away: nobody is left to be told
-                await unless_disconnected(receive, self._send(send, scope.get(PIECES, send)))
+                await unless_disconnected(receive, self._send(send, scope.get(WRITE, refuse)))
         finally:
             await self._opening.aclose()
 
-    async def _send(self, send: Send, send_piece: Send) -> None:
-        """Runs in a task of its own: what it awaits wakes it through few layers, and that once a token."""
+    async def _send(self, send: Send, write: Write) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        begun = self._begun or await self._late(send_piece)
+        begun = self._begun or await self._late(send)
         if begun is not None:
             frames = self._make(begun.prompt)
-            await send_piece(piece(frames.head() + frames.take(begun.first)))
-            while not frames.over:
-                if frame := frames.take(await anext(begun.events)):
-                    await send_piece(piece(frame))
+            await send(piece(frames.head() + frames.take(begun.first)))
+            await _tell(frames, begun.events, send, write)
         await self._opening.aclose()  # before its end is told: who asks next finds the place free
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -142,6 +139,19 @@ class Streamed(Response):
         for name, value in dropped(begun.prompt).items():
             await send(piece(comment(f"{name}: {value}")))
         return begun
+
+
+async def _tell(frames: Frames, events: EventSource, send: Send, write: Write) -> None:
+    """Sends frames until they are over: a token's in the wake-up in which it came, unless its reader is slow."""
+
+    def take(delta: Delta) -> bool:
+        frame = frames.take(delta)
+        return not frame or write(frame.encode())
+
+    while not frames.over:
+        frame = frames.take(await events.next(take))
+        if frame and not write(frame.encode()):
+            await send(piece(frame))
 
 
 def piece(text: str) -> Message:

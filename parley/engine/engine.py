@@ -1,6 +1,6 @@
 """Engine: all that the API knows of a model. `generate` streams events; the last one is always terminal."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -84,15 +84,37 @@ class Health(Struct, frozen=True):
     """The part of the KV cache in use, from 0 to 1; None where the engine does not tell."""
 
 
+Take = Callable[[Delta], bool]
+"""What a reader leaves behind while it waits: is offered each `Delta` as it comes, and says whether it took it."""
+
+
 class EventSource(Protocol):
-    """Events of one answer; an asynchronous generator is one."""
+    """Events of one answer, for one reader, which stops after the terminal one."""
 
-    def __aiter__(self) -> AsyncIterator[Event]: ...
+    async def next(self, take: Take | None = None) -> Event:
+        """The next event that was not taken; raises what `take` raised.
 
-    async def __anext__(self) -> Event: ...
+        To wake a task costs several times what a token costs otherwise. What waits here leaves `take` behind, which is
+        called in the wake-up in which a `Delta` came; a source may do without.
+        """
 
     async def aclose(self) -> None:
         """Nobody reads it any more."""
+
+
+class Generated:
+    """Events of an asynchronous generator as an `EventSource`."""
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self._events = events
+
+    async def next(self, take: Take | None = None) -> Event:
+        """The next event."""
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Ends the generator."""
+        await self._events.aclose()
 
 
 class Engine(Protocol):

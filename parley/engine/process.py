@@ -149,7 +149,7 @@ class EngineProcess:
         with theirs:
             self._process = self._spawn(theirs)
         watch = Watch(self._limits, time.monotonic())
-        reports = Reports(lambda report: self._receive(report, watch))
+        reports = Reports(lambda reports: self._receive_all(reports, watch))
         self._writer, _ = await asyncio.get_running_loop().create_unix_connection(lambda: reports, sock=ours)
         watcher = asyncio.create_task(self._kill_when_hung(watch, self._process))
         try:
@@ -166,12 +166,19 @@ class EngineProcess:
         arguments = [str(theirs.fileno()), msgspec.json.encode(self._launch).decode()]
         return subprocess.Popen([sys.executable, "-m", "parley.engine.loop", *arguments], pass_fds=[theirs.fileno()])
 
-    def _receive(self, report: Report, watch: Watch) -> None:
-        if isinstance(report, Events):
-            for event in report.events:
-                if stream := self._streams.get(event.id):
-                    stream.push(event)
-        elif isinstance(report, Beat):
+    def _receive_all(self, reports: list[Report], watch: Watch) -> None:
+        """Hands on what came. Tokens of several steps have waited already: those of one answer share a frame."""
+        hand = Stream.offer if len(reports) == 1 else Stream.push
+        for report in reports:
+            if isinstance(report, Events):
+                for event in report.events:
+                    if stream := self._streams.get(event.id):
+                        hand(stream, event)
+            else:
+                self._receive(report, watch)
+
+    def _receive(self, report: Ready | LoadFailed | Beat, watch: Watch) -> None:
+        if isinstance(report, Beat):
             watch.beat(report.steps, report.busy, time.monotonic())
             self._cache_usage = report.cache_usage
         elif isinstance(report, Ready):

@@ -1,13 +1,13 @@
 """Stream: the API's end of one answer. What was not read yet is kept as one `Delta`, however much it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from parley.engine.engine import Delta, Event
+from parley.engine.engine import Delta, Event, Take
 
 
 class Stream:
-    """Events of one answer, for one reader: an `EventSource`. No generator, as it is woken once a token.
+    """Events of one answer, for one reader: an `EventSource`.
 
     Args:
         stream_id: the job's.
@@ -25,9 +25,15 @@ class Stream:
         self._last: Event | None = None
         self._nudged = False
         self._reader: asyncio.Future[None] | None = None
+        self._take: Take | None = None
+
+    def offer(self, event: Event) -> None:
+        """Takes an event in, unless the reader waits, has left a `take` behind, and that takes it."""
+        if not (isinstance(event, Delta) and event.tokens and self._is_taken(event)):
+            self.push(event)
 
     def push(self, event: Event) -> None:
-        """Takes an event in; whatever follows a terminal one is dropped."""
+        """Takes an event in for the reader to fetch; whatever follows a terminal one is dropped."""
         if self.ended:
             return
         if not isinstance(event, Delta):
@@ -43,19 +49,15 @@ class Stream:
         self._nudged = True
         self._wake()
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event; waits for one. The last one is terminal."""
-        if self._closed:
-            raise StopAsyncIteration
+    async def next(self, take: Take | None = None) -> Event:
+        """The next event that was not taken; waits for one. The last one is terminal."""
+        self._take = take
         while not (self._unread or self._last or self._nudged):
             self._reader = self._loop.create_future()
             await self._reader
         self._nudged = False
         if self._unread:
-            return self._take()
+            return self._fetch()
         if self._last is None:
             return Delta(self.id, "", 0)
         await self.aclose()
@@ -67,7 +69,17 @@ class Stream:
             self._closed = True
             self._close(self)
 
-    def _take(self) -> Delta:
+    def _is_taken(self, delta: Delta) -> bool:
+        """Whether it was taken; an error of the reader's own is raised where it waits, and reaches nobody else."""
+        if self._take is None or self._reader is None or self._reader.done():
+            return False
+        try:
+            return self._take(delta)
+        except Exception as error:  # noqa: BLE001 - passed on, whatever it is
+            self._reader.set_exception(error)
+            return True
+
+    def _fetch(self) -> Delta:
         unread, self._unread = self._unread, []
         if len(unread) == 1:
             return unread[0]

@@ -17,7 +17,7 @@ import msgspec
 
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Content, Delta, Event, Failure, Health, State
+from parley.engine.engine import Content, Delta, Event, Failure, Generated, Health, State
 from parley.engine.model import ModelError
 from parley.engine.runner import ModelInfo, Sampling
 from parley.engine.stream import Stream
@@ -72,13 +72,15 @@ class UpstreamEngine:
         """How the engine is, now."""
         return Health(self._state, self._detail, self._running, self._restarts)
 
-    async def generate(self, prompt: Content, sampling: Sampling) -> AsyncGenerator[Event, None]:
+    def generate(self, prompt: Content, sampling: Sampling) -> Generated:
         """Streams one answer; see `Engine.generate`. `prompt` holds the messages.
 
-        Raises:
-            ParleyError: whatever keeps the first byte from coming.
+        The first event raises whatever keeps the first byte from coming.
         """
         assert isinstance(prompt, tuple)
+        return Generated(self._generate(prompt, sampling))
+
+    async def _generate(self, prompt: tuple[Message, ...], sampling: Sampling) -> AsyncGenerator[Event, None]:
         if self._state is not State.READY:
             code = ErrorCode.DRAINING if self._state is State.DRAINING else ErrorCode.ENGINE_UNAVAILABLE
             raise ParleyError(code, f"Not ready: {self._detail}.", retry_after=1.0)
@@ -224,6 +226,6 @@ async def next_event(stream: Stream) -> Event:
     """The next event, or a `Delta` without tokens after a long silence."""
     try:
         async with asyncio.timeout(NUDGE_SECONDS):
-            return await anext(stream)
+            return await stream.next()
     except TimeoutError:
         return Delta(stream.id, "", 0)
