@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from parley.contract.chat import Message
+from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET, ROOT, clean_environment
 from training.corpus.book import Book
 from training.corpus.writer import conversations
@@ -22,6 +24,7 @@ from training.model import Shape
 from training.paths import KNOWLEDGE, PHRASINGS
 from training.speaker import Speaker
 from training.subject import load_subjects
+from training.tokenizer import START_ID, encode_talk, load_tokenizer
 from training.train import Plan, Trainer
 
 SMALL = Shape(vocabulary=300, width=64, layers=2, heads=1, hidden=96, context=64)
@@ -119,6 +122,16 @@ def test_both_formats_hold_the_same_model(made: tuple[Path, Path]) -> None:
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(length)[None]}
     logits = compiled({**inputs, "beam_idx": np.zeros(1, np.int32)})["logits"]
     np.testing.assert_allclose(logits, expected, atol=2e-4)
+
+
+def test_training_reads_what_the_service_writes(made: tuple[Path, Path]) -> None:
+    """Fails when the model is trained on another rendering of a conversation than the template's, case included."""
+    out, folder = made
+    talk = [("system", "You are Parley."), ("user", "WHO is Batman?\nÉclair"), ("assistant", "A hero."), ("user", "OK")]
+    plain = load_tokenizer(out / "tokenizer.json")
+    learned, _ = encode_talk([{"role": role, "content": content} for role, content in talk], plain, plain)
+    head = [START_ID, *plain.encode("assistant\n").ids]
+    assert [*learned, *head] == Tokenizer.load(folder).chat([Message(*turn) for turn in talk])  # type: ignore[arg-type]
 
 
 def test_the_card_tells_the_truth(book: Book) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from training.tokenizer import END_ID, START_ID, load_tokenizer
+from training.tokenizer import END_ID, START_ID, load_tokenizer, text_of
 
 Message = dict[str, str]
 
@@ -43,7 +43,7 @@ class Speaker:
         """The token ids of a conversation and of the head of the reply; markers in texts are plain text."""
         ids: list[int] = []
         for message in talk:
-            ids += [START_ID, *self._ids(f"{message['role']}\n{message['content']}"), END_ID, *self._ids("\n")]
+            ids += [START_ID, *self._ids(f"{message['role']}\n{text_of(message)}"), END_ID, *self._ids("\n")]
         return [*ids, START_ID, *self._ids("assistant\n")]
 
     def _ids(self, text: str) -> list[int]:

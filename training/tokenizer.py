@@ -1,6 +1,8 @@
 """The tokenizer: byte-level BPE of our own, with the chat template.
 
-Text between the markers is encoded as plain text, so a user who types `<|im_end|>` ends nothing.
+The template lower-cases what users type: people write "BATMAN", "batman" and "Batman" for the same, and a small model
+need not learn each of them. Text between the markers is encoded as plain text, so a user who types `<|im_end|>` ends
+nothing.
 """
 
 from itertools import islice
@@ -14,8 +16,9 @@ from training.corpus.writer import conversations
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PAD_ID, START_ID, END_ID = 0, 1, 2
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'user' %}{{ message['content'] | lower }}{% else %}{{ message['content'] }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _SAMPLE = 30_000
 
@@ -32,7 +35,7 @@ def train_tokenizer(book: Book, size: int, seed: int) -> Tokenizer:
         show_progress=False,
     )
     talks = islice(conversations(book, seed), _SAMPLE)
-    tokenizer.train_from_iterator((f"{m['role']}\n{m['content']}" for talk in talks for m in talk), trainer)
+    tokenizer.train_from_iterator((f"{m['role']}\n{text_of(m)}" for talk in talks for m in talk), trainer)
     return tokenizer
 
 
@@ -42,6 +45,11 @@ def load_tokenizer(path: Path, dropout: float | None = None) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.model.dropout = dropout
     return tokenizer
+
+
+def text_of(message: dict[str, str]) -> str:
+    """What the template shows of a message."""
+    return message["content"].lower() if message["role"] == "user" else message["content"]
 
 
 def encode_talk(messages: list[dict[str, str]], plain: Tokenizer, torn: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -54,7 +62,7 @@ def encode_talk(messages: list[dict[str, str]], plain: Tokenizer, torn: Tokenize
     for message in messages:
         is_reply = message["role"] == "assistant"
         head = [START_ID, *plain.encode(f"{message['role']}\n").ids]
-        body = (plain if is_reply else torn).encode(message["content"]).ids
+        body = (plain if is_reply else torn).encode(text_of(message)).ids
         newline = plain.encode("\n").ids
         ids += [*head, *body, END_ID, *newline]
         learn += [False] * len(head) + [is_reply] * (len(body) + 1) + [False] * len(newline)

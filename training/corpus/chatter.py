@@ -208,6 +208,7 @@ def same_question_of_unknown(talk: Talk) -> Turn | None:
     """The last question for a name that nobody knows."""
     if talk.fact is None:
         return None
-    text = talk.write(talk.book.frames["elliptic"], o=invent.hero(talk.book, talk.rng))
+    name = invent.hero(talk.book, talk.rng)
+    text = talk.write(talk.book.frames["elliptic"], o=name, s=possessive(name))
     talk.leave()
     return text, talk.book.frames["unknown_reply"][0]

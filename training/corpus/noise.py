@@ -1,4 +1,4 @@
-"""How people type: case, punctuation, short forms and misspellings.
+"""How people type: punctuation, short forms and misspellings. Case is left alone: the chat template takes it away.
 
 One in eight misspellings of a word is kept out of the corpus and left for the evaluation: which ones is
 decided by a checksum of the misspelt word, so that both sides agree without sharing a list.
@@ -73,7 +73,7 @@ def noisy(text: str, rng: Random, keep: str = "") -> str:
         text = _with_slips(text, rng, keep)
     if rng.random() < 0.1:
         text = _with_short_forms(text, rng)
-    text = _cased(_punctuated(text, rng), rng)
+    text = _punctuated(text, rng)
     return _spaced(text, rng) if rng.random() < 0.035 else text
 
 
@@ -129,19 +129,6 @@ def _punctuated(text: str, rng: Random) -> str:
     if draw < 0.68:
         return re.sub(r"['.,-]", rng.choice(("", "", " ")), text).strip() or text
     return text
-
-
-def _cased(text: str, rng: Random) -> str:
-    draw = rng.random()
-    if draw < 0.45:
-        return text.lower()
-    if draw < 0.53:
-        return text.upper()
-    if draw < 0.55:
-        return "".join(rng.choice((letter.lower(), letter.upper())) for letter in text)
-    if draw < 0.56:
-        return text.title()
-    return text[:1].upper() + text[1:]
 
 
 def _spaced(text: str, rng: Random) -> str:
