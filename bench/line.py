@@ -41,17 +41,19 @@ class Line:
             ParleyError: for a refusal, an error frame, or a stream that ends before `[DONE]`.
             OSError: when there is no connection.
         """
-        if self._hearing is None or self._hearing.transport.is_closing():
-            loop = asyncio.get_running_loop()
-            _, self._hearing = await loop.create_connection(_Hearing, self._host, self._port)
         body = json.dumps(request).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )
-        answered = self._hearing.expect(heard)
-        self._hearing.transport.write(head.encode() + body)
-        return await answered
+        if self._hearing is not None and not self._hearing.transport.is_closing():
+            try:
+                return await self._hearing.answer_to(head.encode() + body, heard)
+            except ParleyError:
+                if self._hearing.has_begun:
+                    raise  # otherwise the server had closed what was left open, as it may at any time
+        _, self._hearing = await asyncio.get_running_loop().create_connection(_Hearing, self._host, self._port)
+        return await self._hearing.answer_to(head.encode() + body, heard)
 
 
 class _Hearing(asyncio.Protocol):
@@ -62,18 +64,21 @@ class _Hearing(asyncio.Protocol):
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
 
-    def expect(self, heard: Callable[[str], None]) -> "asyncio.Future[Reply]":
-        """The answer to the next question."""
+    async def answer_to(self, request: bytes, heard: Callable[[str], None]) -> Reply:
+        """Sends a request and waits for its answer."""
+        self.has_begun = False
         self._heard = heard
         self._text = ReplyText()
         self._refusal = b""
         self._answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        return self._answered
+        self.transport.write(request)
+        return await self._answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses of asyncio's
 
     def data_received(self, data: bytes) -> None:
+        self.has_begun = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -95,15 +100,19 @@ class _Hearing(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status != _OK:
             self._fail(f"HTTP {status}: {self._refusal[:200].decode(errors='replace')}")
-        elif not self._text.complete:
-            self._fail("the stream ended without [DONE]")
-        elif not self._answered.done():
-            self._answered.set_result(self._text.reply)
+        else:
+            self._finish("the stream ended without [DONE]")
         if not self._parser.should_keep_alive():
             self.transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._fail("the connection broke before the answer was complete")
+        self._finish("the connection broke before the answer was complete")  # which is how some bodies end
+
+    def _finish(self, otherwise: str) -> None:
+        if not self._text.complete:
+            self._fail(otherwise)
+        elif not self._answered.done():
+            self._answered.set_result(self._text.reply)
 
     def _fail(self, message: str) -> None:
         self._end(ParleyError(ErrorCode.UPSTREAM_ERROR, message))
