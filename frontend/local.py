@@ -11,7 +11,7 @@ from parley.api.completions import usage
 from parley.client import Reply, ServiceHealth
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Event, Failure, Finish, State
+from parley.engine.engine import Delta, Event, Failure, Finish, State
 from parley.engine.runner import Sampling
 from parley.prompt import Prompt
 
@@ -88,8 +88,9 @@ class LocalStream:
     async def _pump(self, chat: Chat, messages: Sequence[Message]) -> None:
         try:
             async with chat.answer(messages, Sampling()) as (self._prompt, events):
-                async for event in events:
+                while isinstance(event := await events.next(), Delta):
                     self._events.put(event)
+                self._events.put(event)
         except ParleyError as error:
             self._events.put(error)
         finally:
