@@ -14,12 +14,16 @@ from bench import plan, report
 from bench.chart import bars
 from bench.figures import Figure, figures
 from bench.limits import decode_limit
+from bench.line import Line
 from bench.percentile import percentile
 from bench.record import Record
 from bench.summary import Outcome, Usage, other_share, summarize
 from bench.token_cost import WORDS, in_words
 from bench.trials import Absence, Start, Trial, rounds, typical
 from bench.workload import Workload
+from parley.contract.errors import ParleyError
+from tests.faulty import HALF, WHOLE
+from tests.scripted import scripted, streams
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD = Workload("chat", users=3, window=10.0, shapes=((4,), (2, 1)), answer_tokens=8)
@@ -68,6 +72,18 @@ def test_no_two_users_share_a_conversation() -> None:
     users = [WORKLOAD.of_user(user) for user in range(3)]
     drawn = [next(numbers) for _ in range(5) for numbers in users]
     assert sorted(drawn) == list(range(15))
+
+
+async def test_a_server_that_closes_after_each_answer_is_asked_again() -> None:
+    """Fails when every second request to llama.cpp counts as broken, or an answer cut on its way counts as whole."""
+    with scripted(streams(WHOLE)) as server:
+        line = Line(server.url)
+        assert [(await line.ask({}, lambda _: None)).text for _ in range(3)] == ["all of it"] * 3
+        assert len(server.requests) == 3
+    with scripted(streams(HALF)) as server:
+        with pytest.raises(ParleyError, match="DONE"):
+            await Line(server.url).ask({}, lambda _: None)
+        assert len(server.requests) == 1
 
 
 def test_arrivals_keep_the_rate_and_the_window() -> None:
