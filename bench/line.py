@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from parley.client import Reply, ReplyText
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.reply import Reply, ReplyText
 
 _OK = 200
 

@@ -11,9 +11,9 @@ from enum import Enum
 from threading import Event, Thread
 
 from backend import Backend, Stream
-from parley.client import Reply
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.reply import Reply
 
 ABANDONED_AFTER = 150.0
 """Seconds without a look; browsers let a hidden tab look once a minute only."""

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from parley.client import Reply, ServiceHealth
+from parley.client import ServiceHealth
 from parley.contract.chat import Message
+from parley.reply import Reply
 
 
 class Stream(Protocol):
-    """One answer under way; `parley.client.ReplyStream` is one."""
+    """One answer under way; `parley.reply.ReplyStream` is one."""
 
     def __enter__(self) -> "Stream": ...
 

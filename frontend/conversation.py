@@ -8,10 +8,10 @@ Rules that always hold:
 
 from dataclasses import dataclass
 
-from parley.client import Reply
 from parley.contract.chat import Message
 from parley.contract.errors import ParleyError
 from parley.contract.openai import Usage
+from parley.reply import Reply
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from threading import Thread
 
 from parley.api.chat import Chat
 from parley.api.completions import usage
-from parley.client import Reply, ServiceHealth
+from parley.client import ServiceHealth
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Delta, Event, Failure, Finish, State
 from parley.engine.runner import Sampling
 from parley.prompt import Prompt
+from parley.reply import Reply
 
 
 class LocalBackend:

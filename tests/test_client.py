@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from parley.client import Client, Reply, ReplyStream, Unreachable
+from parley.client import Client, Unreachable
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.event_stream import EventData
+from parley.reply import Reply, ReplyStream
 from tests.conftest import ROOT
 from tests.scripted import STREAM_HEAD, Say, answers, chunked, scripted, streams
 

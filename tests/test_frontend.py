@@ -10,10 +10,10 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from parley.client import Reply
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import PromptTokensDetails, Usage
+from parley.reply import Reply
 from tests.conftest import ROOT, free_port
 from tests.scripted import STREAM_HEAD, Say, chat_service, chunked, scripted, streams
 
