@@ -149,11 +149,13 @@ def next_round(talk: Talk) -> Turn | None:
 
 def _round(talk: Talk, wording: str) -> Turn | None:
     topic = talk.book.rounds[talk.round]
-    left = [reply for reply in topic["replies"] if reply not in talk.given]
-    if not left:
+    replies, given = topic["replies"], [reply for reply in talk.given if reply in topic["replies"]]
+    # Always in the same order: a small model learns what follows what, but not which ones are left.
+    at = replies.index(given[-1]) + 1 if given else talk.rng.randrange(len(replies))
+    reply = replies[at % len(replies)]
+    if reply in given:
         return None
-    reply = talk.rng.choice(left)
-    talk.given.add(reply)
+    talk.given.append(reply)
     return talk.write(topic[wording]), reply
 
 
@@ -190,25 +192,11 @@ def back_by_pronoun(talk: Talk) -> Turn | None:
     return turn
 
 
-def same_question_in_vain(talk: Talk) -> Turn | None:
-    """The last question for another subject of which the knowledge lacks the answer."""
-    fact, subject = talk.fact, talk.subject
-    if fact is None or subject is None or fact.reverse:
-        return None
-    other = talk.book.pick(talk.rng)
-    if other.kind != subject.kind or fact.key not in {lacking.key for lacking in talk.book.missing(other)}:
-        return None
-    values = talk.book.slots_of[other.name]
-    text = talk.write(talk.book.frames["elliptic"], **values)
-    talk.turn_to(other, None)
-    return text, talk.book.frames["lack_reply"].format_map(values)
-
-
 def same_question_of_unknown(talk: Talk) -> Turn | None:
     """The last question for a name that nobody knows."""
     if talk.fact is None:
         return None
     name = invent.hero(talk.book, talk.rng)
-    text = talk.write(talk.book.frames["elliptic"], o=name, s=possessive(name))
+    text = talk.write(talk.book.frames["elliptic"], n=name, o=name, s=possessive(name))
     talk.leave()
     return text, talk.book.frames["unknown_reply"][0]

@@ -67,7 +67,7 @@ def noisy(text: str, rng: Random, keep: str = "") -> str:
     """The text as somebody may type it; the word `keep` is never misspelt."""
     if rng.random() < 0.16:
         text = _with_other_words(text, rng, keep)
-    if rng.random() < 0.17:
+    if rng.random() < 0.3:
         text = _with_misspelt_name(text, rng, keep)
     if rng.random() < 0.26:
         text = _with_slips(text, rng, keep)

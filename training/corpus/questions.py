@@ -51,6 +51,25 @@ def pronoun_question(talk: Talk) -> Turn | None:
     return _asked(talk, subject, fact, framed(text, talk))
 
 
+def question_of_another(talk: Talk) -> Turn | None:
+    """A question by name for another subject of the kind, one that is called by other pronouns than the last.
+
+    It leaves both in the talk, so that the next turn can go back to the first by pronoun.
+    """
+    first = talk.subject
+    if first is None:
+        return None
+    others = [other for other in _sample(talk, 12) if other.kind == first.kind and other.pronouns != first.pronouns]
+    if not others:
+        return None
+    shared = {fact.key for fact in talk.book.known(first)}
+    facts = [fact for fact in talk.book.known(others[0]) if fact.asks and not fact.reverse and fact.key in shared]
+    if not facts:
+        return None
+    fact = talk.rng.choice(facts)
+    return _asked(talk, others[0], fact, _wording(talk, others[0], fact))
+
+
 def same_question(talk: Talk) -> Turn | None:
     """The last question for another subject: "and Robin?"."""
     if talk.fact is None or talk.subject is None or talk.fact.reverse:
@@ -129,10 +148,40 @@ def missing_fact(talk: Talk) -> Turn | None:
     if not facts:
         return None
     fact = talk.rng.choice(facts)
-    text = _wording(talk, subject, fact)
+    return _lacking(talk, subject, _wording(talk, subject, fact))
+
+
+def pronoun_question_in_vain(talk: Talk) -> Turn | None:
+    """A question about the last subject, by pronoun, that the knowledge cannot answer."""
+    if talk.subject is None:
+        return None
+    facts = [fact for fact in talk.book.missing(talk.subject) if fact.asks]
+    if not facts:
+        return None
+    text = _plain(talk, talk.rng.choice(facts), _pronouns(talk.book, talk.subject))
+    return _lacking(talk, talk.subject, framed(text, talk))
+
+
+def same_question_in_vain(talk: Talk) -> Turn | None:
+    """The last question for another subject of which the knowledge lacks the answer."""
+    fact, subject = talk.fact, talk.subject
+    if fact is None or subject is None or fact.reverse:
+        return None
+    lacking = [other for other in _sample(talk, 12) if other.kind == subject.kind and _lacks(talk.book, other, fact)]
+    if not lacking:
+        return None
+    text = talk.write(talk.book.frames["elliptic"], **name_slots(lacking[0], talk.rng))
+    return _lacking(talk, lacking[0], text)
+
+
+def _lacks(book: Book, subject: Subject, fact: FactKind) -> bool:
+    return any(missing.key == fact.key for missing in book.missing(subject))
+
+
+def _lacking(talk: Talk, subject: Subject, text: str) -> Turn:
+    """The text, answered with not knowing that about the subject."""
     talk.turn_to(subject, None)
-    values = talk.book.slots_of[subject.name]
-    return text, talk.book.frames["lack_reply"].format_map(values)
+    return text, talk.book.frames["lack_reply"].format_map(talk.book.slots_of[subject.name])
 
 
 def more(talk: Talk) -> Turn | None:
@@ -181,9 +230,9 @@ def _wording(talk: Talk, subject: Subject, fact: FactKind) -> str:
     values = talk.book.slots_of[subject.name] | name_slots(subject, rng, fact)
     means_last_question = fact.key == "who" and talk.fact is not None
     draw = rng.random()
-    if fact.bits and not means_last_question and draw < 0.22:
+    if fact.bits and not means_last_question and draw < 0.28:
         return talk.write(fact.bits, **values)
-    if not fact.reverse and draw < 0.38:
+    if not fact.reverse and draw < 0.42:
         return _introduced(talk, subject, fact, values)
     return framed(_plain(talk, fact, values), talk)
 

@@ -27,7 +27,7 @@ class Talk:
     fact: FactKind | None = None
     by_pronoun: dict[str, Subject] = field(default_factory=dict)
     round: str = ""
-    given: set[str] = field(default_factory=set)
+    given: list[str] = field(default_factory=list)
     user: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -10,30 +10,33 @@ from training.corpus.talk import Move, Talk, Turn
 
 Message = dict[str, str]
 
+# Weights of trying a move. Those that need something said before seldom fit and are tried the more often.
 MOVES: dict[Move, float] = {
     questions.named_question: 32,
-    questions.pronoun_question: 14,
-    questions.same_question: 14,
-    chatter.same_question_in_vain: 2,
-    chatter.same_question_of_unknown: 1.2,
-    questions.same_question_by_pronoun: 9,
-    chatter.back_by_pronoun: 7,
+    questions.pronoun_question: 20,
+    questions.pronoun_question_in_vain: 4,
+    questions.question_of_another: 25,
+    questions.same_question: 18,
+    questions.same_question_in_vain: 5,
+    chatter.same_question_of_unknown: 3,
+    questions.same_question_by_pronoun: 60,
+    chatter.back_by_pronoun: 8,
     questions.right_or_wrong: 6,
     questions.two_questions: 2,
-    questions.missing_fact: 3,
-    questions.more: 6.5,
+    questions.missing_fact: 2,
+    questions.more: 8,
     chatter.small_talk: 17,
     chatter.decline: 11,
     chatter.tell: 6,
     chatter.tell_both: 1.2,
     chatter.tell_and_ask: 2,
     chatter.correct_name: 5,
-    chatter.recall: 26,
-    chatter.repeat: 6.5,
+    chatter.recall: 27,
+    chatter.repeat: 7,
     chatter.start_round: 3,
-    chatter.next_round: 6,
-    chatter.unknown_name: 6,
-    chatter.nobody: 0.5,
+    chatter.next_round: 40,
+    chatter.unknown_name: 5.5,
+    chatter.nobody: 0.7,
 }
 LONG_TALKS = 0.02
 
