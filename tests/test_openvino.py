@@ -12,7 +12,7 @@ from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
-from parley.engine.runners.openvino import OpenVINORunner, block_bytes, kv_blocks, precision
+from parley.engine.runners.openvino import BLOCK_TOKENS, OpenVINORunner, block_bytes, kv_blocks, precision
 from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
@@ -153,6 +153,19 @@ def test_the_size_of_the_cache() -> None:
     assert cache_blocks(size, 32, 32, 100 * size, None) == 100
     assert cache_blocks(size, 32, 32, 2**40, 500 * size) == 500
     assert kv_blocks(size, 1024, Placement(), 1) == 32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_cache_takes_the_bytes_that_it_is_counted_with(
+    folder: ModelFolder, prompts: list[list[int]], dtype: str
+) -> None:
+    """Fails when a cache of this precision takes more memory than `PARLEY_KV_CACHE_GB` allows, or than is there."""
+    loaded = openvino.load(folder, Placement(dtype=dtype, max_batch=1), "test")
+    run(loaded, [Job(1, prompts[0], Sampling(max_tokens=2))])
+    taken = loaded._pipeline.get_metrics().kv_cache_size_in_bytes
+    blocks, rest = divmod(taken, block_bytes(folder.config, dtype))
+    assert rest == 0
+    assert 0 < blocks <= loaded.info.context_length // BLOCK_TOKENS
 
 
 def test_a_cache_too_small_for_one_conversation_is_one_line(folder: ModelFolder) -> None:

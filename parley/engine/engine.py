@@ -1,6 +1,6 @@
 """Engine: all that the API knows of a model. `generate` streams events; the last one is always terminal."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -30,6 +30,14 @@ class Delta(Struct, frozen=True, array_like=True, tag=0, gc=False):
     """How many tokens this step added."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens whose text is out, if they were asked for."""
+
+
+def merged(deltas: Sequence[Delta]) -> Delta:
+    """Several pieces of one answer as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
+    return Delta(deltas[0].id, "".join(delta.text for delta in deltas), sum(delta.tokens for delta in deltas), logprobs)
 
 
 class Finish(Struct, frozen=True, array_like=True, tag=1, gc=False):

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 
 import msgspec
@@ -21,6 +22,7 @@ from parley.engine.answer import Answer
 from parley.engine.engine import Delta, Event, Failure
 from parley.engine.launch import Launch, load_runner
 from parley.engine.model import ModelError
+from parley.engine.outbox import Outbox
 from parley.engine.runner import CacheReporter, Job, Runner
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
 from parley.startup import end_with_parent
@@ -67,6 +69,7 @@ class Loop:
         self._runner = runner
         self._link = link
         self._answers: dict[int, Answer] = {}
+        self._outbox = Outbox()
         self.steps = 0
 
     @property
@@ -84,29 +87,35 @@ class Loop:
     def run(self) -> None:
         """Runs until the process ends."""
         while True:
-            refused = [self._apply(command) for command in self._link.commands(wait=not self.busy)]
-            events = [event for event in refused if event] + self._step()
-            if events:
-                self._link.send(Events(events))
+            if commands := self._link.commands(wait=not self.busy):
+                for command in commands:
+                    self._apply(command)
+                self._send(self._outbox.flush())  # the next step may read a long prompt
+            self._step()
+            self._send(self._outbox.take(time.monotonic()))
 
-    def _apply(self, command: Command) -> Event | None:
-        """Carries out a command; gives the failure of a job that the runner does not take."""
+    def _send(self, events: list[Event]) -> None:
+        if events:
+            self._link.send(Events(events))
+
+    def _apply(self, command: Command) -> None:
         if isinstance(command, Add):
-            return self._add(command.job)
-        if self._answers.pop(command.id, None):
+            self._add(command.job)
+        elif self._answers.pop(command.id, None):
+            self._outbox.forget(command.id)
             self._runner.cancel(command.id)
-        return None
 
-    def _add(self, job: Job) -> Event | None:
+    def _add(self, job: Job) -> None:
+        """Adds a job, or tells that the runner does not take it."""
         try:
             self._runner.add(job)
         except (ValueError, RuntimeError) as error:  # what the libraries raise for a request that they do not take
-            return Failure(job.id, ErrorCode.ENGINE_ERROR, f"the engine refused the request ({type(error).__name__})")
-        self._answers[job.id] = Answer(job, self._runner.detokenizer())
-        return None
+            message = f"the engine refused the request ({type(error).__name__})"
+            self._outbox.put(Failure(job.id, ErrorCode.ENGINE_ERROR, message))
+        else:
+            self._answers[job.id] = Answer(job, self._runner.detokenizer())
 
-    def _step(self) -> list[Event]:
-        events: list[Event] = []
+    def _step(self) -> None:
         for step in self._runner.step():
             answer = self._answers.get(step.id)
             if answer is None:
@@ -116,9 +125,8 @@ class Loop:
                 del self._answers[step.id]
                 if step.finish is None and step.error is None:
                     self._runner.cancel(step.id)
-            events.append(event)
+            self._outbox.put(event)
         self.steps += 1
-        return events
 
 
 def _beat(link: Link, loop: Loop) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from parley.engine.engine import Delta, Event, Take
+from parley.engine.engine import Delta, Event, Take, merged
 
 
 class Stream:
@@ -81,11 +81,7 @@ class Stream:
 
     def _fetch(self) -> Delta:
         unread, self._unread = self._unread, []
-        if len(unread) == 1:
-            return unread[0]
-        text = "".join(delta.text for delta in unread)
-        logprobs = tuple(logprob for delta in unread for logprob in delta.logprobs)
-        return Delta(self.id, text, sum(delta.tokens for delta in unread), logprobs)
+        return merged(unread)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

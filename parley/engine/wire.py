@@ -48,7 +48,7 @@ class Beat(Struct, frozen=True, array_like=True, tag="beat"):
 
 
 class Events(Struct, frozen=True, array_like=True, tag="events"):
-    """Everything that one step produced, for all jobs."""
+    """What one step or a few produced, for all jobs."""
 
     events: list[Event]
 

@@ -33,10 +33,13 @@ SMALLEST_TOP_P = 1e-30
 
 PRECISIONS = {
     "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
-    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"},
+    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"},
     "int8": {"KV_CACHE_PRECISION": "u8"},
 }
 """Plugin properties: float32 computes as transformers does; int8 reads weights that were compressed at export."""
+
+U8_SCALE_BYTES = 8
+"""Scale and zero point of a group in a u8 cache: one channel of a block of keys, or the value of one token and head."""
 
 _HONOURED = [
     "max_tokens",
@@ -172,10 +175,13 @@ class GenerationDefaults:
 
 def block_bytes(config: dict[str, Any], dtype: str) -> int:
     """The size of one block of KV cache, of a model with this `config.json` in this precision."""
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    values: int = 2 * config["num_hidden_layers"] * heads * head_size * BLOCK_TOKENS
-    return values * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+    layers = int(config["num_hidden_layers"])
+    heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    head_size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    if PRECISIONS[dtype]["KV_CACHE_PRECISION"] == "u8":
+        keys, values = head_size * (BLOCK_TOKENS + U8_SCALE_BYTES), BLOCK_TOKENS * (head_size + U8_SCALE_BYTES)
+        return layers * heads * (keys + values)
+    return layers * heads * 2 * head_size * BLOCK_TOKENS * 4
 
 
 def precision(placement: Placement, stored: str) -> str:
