@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from bench.percentile import median
 from bench.trials import Event, Start, Trial, typical
 
-RAW, RAW_INT8 = "raw OpenVINO fp32", "raw OpenVINO int8"
-PARLEY, PARLEY_INT8 = "Parley OpenVINO fp32", "Parley OpenVINO int8"
+PRECISIONS = ("fp32", "bf16", "int8")
 SEQ2SEQ, SEQ2SEQ_INT8 = "Parley seq2seq fp32", "Parley seq2seq int8"
 VLLM, LLAMA, PLAIN = "vLLM bf16", "llama.cpp Q8_0", "plain FastAPI"
 
@@ -62,8 +61,8 @@ def figures(events: Sequence[Event]) -> list[Figure]:
     results = Results(events)
     found: list[Figure] = []
     for model in _AGAINST_RAW:
-        for parley, raw in ((PARLEY, RAW), (PARLEY_INT8, RAW_INT8)):
-            found += _decoder(results, model, parley, raw)
+        for precision in PRECISIONS:
+            found += _decoder(results, model, f"Parley OpenVINO {precision}", f"raw OpenVINO {precision}")
     found += _faster(results, "blenderbot", "16 users", SEQ2SEQ_INT8, PLAIN, 6.0)
     found += _faster(results, "blenderbot", "16 users", SEQ2SEQ, PLAIN, 3.0)
     for parley in (SEQ2SEQ_INT8, SEQ2SEQ):
