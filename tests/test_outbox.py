@@ -44,8 +44,8 @@ def test_an_end_takes_along_what_is_held_of_its_answer_only() -> None:
     assert sent(box, 10, failure) == [Delta(2, "y", 1), failure]
 
 
-def test_nothing_is_held_while_a_prompt_is_read() -> None:
-    """Fails when tokens that are there wait for somebody else's long prompt."""
+def test_a_flush_gives_all_that_is_held() -> None:
+    """Fails when tokens that are there wait although all are let go, as the loop does before a prompt is read."""
     box = Outbox()
     sent(box, 10, Delta(1, "a", 1))
     assert sent(box, 10, Delta(1, "b", 1)) == []
