@@ -92,8 +92,8 @@ def let_all_read(context: Path) -> None:
 
 
 def bake(model: ModelFolder, models: Path) -> None:
-    """Copies a model under the last part of its name, and with it the export that `parley convert` keeps elsewhere."""
-    target = models / model.name.rpartition("/")[2]
+    """Copies a model under its name, and with it the export that `parley convert` keeps elsewhere."""
+    target = models / model.name
     shutil.copytree(model.path, target)
     export = model.exported(None)
     if export and not export.is_relative_to(model.path):

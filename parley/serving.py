@@ -50,7 +50,8 @@ def prepare(settings: Settings) -> None:
 def create_chat(settings: Settings) -> Chat:
     """A `Chat` whose engine is not started yet; raises what `launch_for` raises."""
     admission = Admission(settings.max_batch, settings.max_queue)
-    engine, builder, served = backend(settings)
+    engine, builder, name = backend(settings)
+    served = settings.served_model_name or name
     return Chat(engine, builder, admission, settings.max_tokens, served, settings.answer_timeout)
 
 

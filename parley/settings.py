@@ -75,6 +75,8 @@ class Settings(BaseModel):
 
     model: Annotated[str, Field(min_length=1)] = "pocket"
     """`pocket`, a local folder, or a Hugging Face id such as `owner/name` or `owner/name@revision`."""
+    served_model_name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")] | None = None
+    """What clients call the model; by default `pocket`, its id, or its folder's name."""
     engine: Literal["auto", "openvino", "transformers", "seq2seq", "echo", "upstream"] = "auto"
     """Which engine serves; `auto` chooses for the model and the machine, and says why in `GET /v1/models`."""
     upstream_url: Annotated[str | None, Field(validate_default=True)] = None
@@ -172,4 +174,5 @@ def _first_fault(error: ValidationError, given: Mapping[str, str]) -> str:
     place = fault["loc"][:2] if fault["loc"][0] == "limits" else ("", fault["loc"][0])
     name = next(key for key, known in _variables().items() if known == place)
     value = "..." if name in SECRETS else given.get(name, "")
-    return f"{name}={value}: {fault['msg']}"
+    shown = value if value.isprintable() else ascii(value)  # a line break would make two lines of one
+    return f"{name}={shown}: {fault['msg']}"

@@ -179,6 +179,14 @@ def test_models_tell_what_is_honoured(echo_service: Served) -> None:
     assert param(requests.get(f"{echo_service.url}/v1/models/other", timeout=5), 404) == "model"
 
 
+def test_the_model_is_called_as_it_is_set() -> None:
+    """Fails when a client that asks for the model by the name that it was given is told that there is none."""
+    with serve({"PARLEY_ENGINE": "echo", "PARLEY_SERVED_MODEL_NAME": "our/assistant"}) as served:
+        (model,) = requests.get(f"{served.url}/v1/models", timeout=5).json()["data"]
+        assert model["id"] == ask(served, model="our/assistant", messages=HELLO).json()["model"] == "our/assistant"
+        assert param(ask(served, model="echo", messages=HELLO), 404) == "model"
+
+
 def test_tokens_can_be_counted_before_they_are_sent(service: Served) -> None:
     """Fails when a count is not the prompt's: without the template around it, or with something dropped."""
     counted = ask(service, "/tokenize", messages=HELLO).json()

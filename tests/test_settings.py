@@ -63,6 +63,14 @@ def test_r17_a_bad_value_is_named(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_r17_a_bad_value_of_two_lines_is_told_in_one() -> None:
+    """Fails when a value that was read from a file with its line break makes two lines of the message (R17)."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"PARLEY_SERVED_MODEL_NAME": "two\nlines"})
+    assert str(caught.value).startswith(r"PARLEY_SERVED_MODEL_NAME='two\nlines': ")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("name", "meant"), MISNAMED)
 def test_r17_a_misspelt_name_is_told(name: str, meant: str) -> None:
     """Fails when a setting with a typing error does nothing, and nobody is told (R17)."""

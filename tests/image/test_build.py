@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -107,10 +108,18 @@ def test_gpu_variant_is_built_with_its_own_lock(recipes: ModuleType, tmp_path: P
 
 
 def test_a_hub_model_is_baked_under_its_name(recipes: ModuleType, tmp_path: Path) -> None:
-    """Fails when a baked model is called by the commit that its folder in the hub's cache is named after."""
+    """Fails when a baked model is called otherwise than its id: by its last part, or its commit in the hub's cache."""
     model = ModelFolder(POCKET, "someone/pocket", json.loads((POCKET / "config.json").read_text("utf-8")))
     recipes.stage(recipes.Recipe(recipes.LOCK, model), tmp_path)
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["pocket"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PARLEY_")}
+    told = [
+        sys.executable,
+        "-c",
+        "import baked, service; print(service.settings.model, service.settings.served_model_name)",
+    ]
+    model, name = subprocess.check_output(told, cwd=tmp_path, env=environment, text=True).split()
+    assert name == "someone/pocket"
+    assert resolve(model, tmp_path).exported(None)
 
 
 def test_another_model_is_baked_in(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
