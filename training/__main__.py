@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from training.batches import batches
+from training.batches import Batches
 from training.card import write_card
 from training.corpus.book import Book
 from training.evaluation.evaluate import evaluate
@@ -51,7 +51,8 @@ def _train(arguments: argparse.Namespace) -> None:
     trainer.resume()
     if trainer.done < 1:
         seed = arguments.seed + 1 + trainer.step
-        trainer.run(batches(_book(), arguments.out / "tokenizer.json", plan.batch_tokens, Shape().context, seed))
+        made_of = _book(), arguments.out / "tokenizer.json", plan.batch_tokens, Shape().context, seed
+        trainer.run(Batches(*made_of).ahead())
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from random import Random
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from training.corpus.book import Book
 from training.corpus.writer import conversations
@@ -15,9 +16,24 @@ _TALKS_AT_ONCE = 3_000
 _TORN_SHARE, _DROPOUT = 0.3, 0.1
 
 Encoded = tuple[list[int], list[bool]]
+Batch = tuple[Tensor, Tensor]
 
 
-def batches(book: Book, tokenizer: Path, tokens: int, context: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+class Batches(IterableDataset[Batch]):
+    """Batches without end, made in a process of their own, so that the model never waits for its next text."""
+
+    def __init__(self, book: Book, tokenizer: Path, tokens: int, context: int, seed: int) -> None:
+        self._made_of = book, tokenizer, tokens, context, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(*self._made_of)
+
+    def ahead(self) -> Iterator[Batch]:
+        """The batches, as many made ahead as one shuffled lot of conversations takes."""
+        return iter(DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=100))
+
+
+def _batches(book: Book, tokenizer: Path, tokens: int, context: int, seed: int) -> Iterator[Batch]:
     """Give batches without end: ids (batch, length) and what to learn (batch, length) bool.
 
     A batch holds about so many tokens; conversations are cut to the context. What three in ten users type is
@@ -44,7 +60,7 @@ def _grouped(encoded: list[Encoded], tokens: int, context: int) -> Iterator[list
         group.append((ids[:context], learn[:context]))
 
 
-def _padded(group: list[Encoded]) -> tuple[Tensor, Tensor]:
+def _padded(group: list[Encoded]) -> Batch:
     length = max(len(ids) for ids, _ in group)
     ids = torch.full((len(group), length), PAD_ID)
     learn = torch.zeros((len(group), length), dtype=torch.bool)

@@ -1,6 +1,7 @@
 """The trainer: Muon for the matrices, AdamW for the rest, warm-up and linear decay over a budget of time or tokens."""
 
 import csv
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ class Plan:
     """How to train. The rate falls to nothing as `minutes` or `tokens`, whichever is used up first, run out."""
 
     minutes: float = 170.0
-    tokens: int = 68_000_000
+    tokens: int = 64_000_000
     batch_tokens: int = 4096
     warmup_tokens: int = 250_000
     matrix_rate: float = 0.02
@@ -35,6 +36,8 @@ class Trainer:
         self.plan, self.folder = plan, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Model(shape).to(self.device)
+        if shutil.which("c++"):
+            self.model.compile_parts()
         self.optimizers = _optimizers(self.model, plan)
         self.step = self.tokens = 0
         self.seconds = 0.0

@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass
 
-GROUPS = ("facts", "understanding", "conversation", "small talk", "declines", "robustness")
+GROUPS = ("facts", "understanding", "conversation", "small talk", "declines", "robustness", "not known")
+NOT_KNOWN = "don't know that about"
+"""What an honest reply says when the subject is known and the fact is not."""
 
 
 @dataclass(frozen=True)

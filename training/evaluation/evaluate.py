@@ -1,4 +1,4 @@
-"""Judge the exported model: a table of six groups and two hundred scripted conversations."""
+"""Judge the exported model: a table of its groups and two hundred scripted conversations."""
 
 import json
 import re
@@ -27,8 +27,11 @@ def all_cases(book: Book, seed: int) -> list[Case]:
         *facts.questions(250, "asks", "facts"),
         *facts.questions(105, "bits", "understanding"),
         *facts.misspelt(80),
+        *facts.lacking(60),
     ]
-    return [*dict.fromkeys([*drawn, *TalkCases(book, seed).cases(17), *_lines()])]
+    unknown = TalkCases(book, seed + 2)
+    talks = [*TalkCases(book, seed).cases(17), *(unknown.unknown() for _ in range(17))]
+    return [*dict.fromkeys([*drawn, *talks, *_lines()])]
 
 
 def _lines() -> list[Case]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.corpus.book import Book, FactKind
 from training.corpus.noise import misspell
-from training.evaluation.case import Case
+from training.evaluation.case import NOT_KNOWN, Case
 from training.evaluation.judging import fact_case
 from training.paths import HELD_OUT
 from training.subject import Subject, possessive
@@ -31,6 +31,17 @@ class FactCases:
             subject, fact = self.subject_with(kind, key)
             text = self.rng.choice(self.wordings[kind][key][form])
             yield fact_case(group, (self.worded(text, subject),), self.book, subject, fact)
+
+    def lacking(self, count: int) -> Iterator[Case]:
+        """Questions that fit their subject and that the knowledge cannot answer, with every kind of fact in turn."""
+        missing = [(subject, fact.key) for subject in self.book.subjects for fact in self.book.missing(subject)]
+        keys = [(kind, key) for kind, facts in self.wordings.items() for key in facts]
+        subjects = {at: [subject for subject, key in missing if (subject.kind, key) == at] for at in keys}
+        asked = [at for at in keys if subjects[at] and self.wordings[at[0]][at[1]]["asks"]]
+        for number in range(count):
+            kind, key = asked[number % len(asked)]
+            text = self.rng.choice(self.wordings[kind][key]["asks"])
+            yield Case("not known", (self.worded(text, self.rng.choice(subjects[kind, key])),), (NOT_KNOWN,))
 
     def misspelt(self, count: int) -> Iterator[Case]:
         """Questions in lower case, without marks, with a name misspelt as training never saw it."""

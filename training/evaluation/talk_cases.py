@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from training.corpus.book import Book, FactKind
-from training.evaluation.case import Case
+from training.evaluation.case import NOT_KNOWN, Case
 from training.evaluation.fact_cases import FactCases
 from training.evaluation.judging import fact_case, news
 from training.paths import HELD_OUT
@@ -54,6 +54,14 @@ class TalkCases:
         subject, fact = self._some_fact()
         turns = (self._question(subject, fact), self._filled("repeat"))
         return self._case(turns, subject, fact)
+
+    def unknown(self) -> Case:
+        """A second question, by pronoun, for something that the knowledge holds of nobody."""
+        subject = self.facts.subject_with("character", "creators")[0]
+        he, him, his = subject.pronouns
+        return Case(
+            "not known", (self._first_question(subject), self._filled("unknown", he=he, him=him, his=his)), (NOT_KNOWN,)
+        )
 
     def more(self) -> Case:
         """Something known of the subject that the first answer did not tell."""
