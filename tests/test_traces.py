@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ import requests
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from parley.telemetry import exporter
 from parley.telemetry.exporter import ExporterError, create_exporter, exporter_is_set
-from tests.conftest import free_port, serve
+from tests.conftest import ROOT, free_port, serve
 from tests.scrape import scrape, total
 
 SECRET = "zanzibar-7431"
@@ -124,6 +126,17 @@ def test_a_protocol_that_cannot_be_had_is_told_in_one_line() -> None:
     """Fails when traces are silently lost because the exporter speaks another protocol than the collector."""
     with pytest.raises(ExporterError, match="OTEL_EXPORTER_OTLP_PROTOCOL=grpc: only http/protobuf"):
         exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+def test_a_missing_exporter_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when the advice installs something else: on the package index, our own name may be another project's."""
+    monkeypatch.setattr(exporter, "find_spec", lambda _: None)
+    with pytest.raises(ExporterError) as error:
+        exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"})
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    asked = " ".join(f"'{package}'" for package in extras["otel"])
+    assert str(error.value) == f"OTEL_EXPORTER_OTLP_ENDPOINT=http://x:4318 needs an exporter: pip install {asked}"
+    assert f"pip install {asked}" in (ROOT / "docs/observability.md").read_text("utf-8")
 
 
 def test_a_collector_that_is_gone_harms_nobody() -> None:

@@ -9,6 +9,7 @@ from parley.telemetry.record import Record
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 HTTP = "http/protobuf"
+PACKAGE = "opentelemetry-exporter-otlp-proto-http>=1.40,<2"
 
 LAST_SECONDS = 1.5
 """How long a stop waits for a collector to take what is left."""
@@ -30,7 +31,7 @@ def exporter_is_set(environ: Mapping[str, str]) -> bool:
     if (protocol := environ.get(PROTOCOL, HTTP)) != HTTP:
         raise ExporterError(f"{PROTOCOL}={protocol}: only {HTTP} is supported, which collectors take on port 4318")
     if find_spec("opentelemetry.exporter") is None:
-        raise ExporterError(f"{ENDPOINT}={endpoint} needs an exporter: pip install 'parley[otel]'")
+        raise ExporterError(f"{ENDPOINT}={endpoint} needs an exporter: pip install '{PACKAGE}'")
     return True
 
 

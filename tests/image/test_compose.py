@@ -8,12 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT, free_port, needs
-from tests.image.podman import fetch, wait_until_ready
+from tests.image.podman import fetch, podman, wait_until_ready
+
+TEN_MINUTES = 600 * 10**9
+"""Nanoseconds."""
 
 COMPOSE = ["podman-compose", "-f", str(ROOT / "deploy" / "compose.yaml")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ports(service_image: str, client_image: str) -> Iterator[tuple[int, int]]:
     """The host's ports of service and client, while both run."""
     needs("podman-compose")
@@ -42,3 +45,10 @@ def test_compose_runs_both(ports: tuple[int, int]) -> None:
         "from parley.client import Client; Client('http://service:3000').models()",
     ]
     subprocess.run(reached, check=True)
+
+
+def test_a_start_may_download(ports: tuple[int, int], service_image: str) -> None:
+    """Fails when the service counts as ill, and the client never starts, while a model is downloaded and converted."""
+    check = json.loads(podman("image", "inspect", "--format={{json .HealthCheck}}", service_image))
+    running = json.loads(podman("inspect", "--format={{json .Config.Healthcheck}}", "parley_service_1"))
+    assert {**check, "StartPeriod": TEN_MINUTES}.items() <= running.items()

@@ -174,6 +174,19 @@ def test_user_is_a_number(service_image: str, client_image: str) -> None:
     assert users == ["1034:1034", "1034:1034"]
 
 
+def test_models_can_be_kept(service_image: str) -> None:
+    """Fails when Docker makes a new volume at /models root's, as it does without this folder: nothing is kept there."""
+    stat = ["--entrypoint=stat", service_image, "--format=%u:%g %F", "/models"]
+    assert podman("run", "--rm", "--no-healthcheck", "--network=none", *stat) == "1034:1034 directory"
+
+
+def test_traces_can_be_exported(service_image: str) -> None:
+    """Fails when the image lacks the exporter or one of its packages, and ends where a collector is set."""
+    imports = "from opentelemetry.exporter.otlp.proto.http import metric_exporter, trace_exporter"
+    python = ["--entrypoint=python", service_image, "-c", imports]
+    podman("run", "--rm", "--no-healthcheck", "--network=none", *python)
+
+
 def test_stops_in_order(service_image: str, note: Note) -> None:
     """Fails when SIGTERM does not reach the service through the image's entry point, or cuts the answer under way."""
     container = Container(service_image, "parley-stop", "127.0.0.22", environment={"PARLEY_ENGINE": "echo"})

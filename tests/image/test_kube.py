@@ -1,4 +1,4 @@
-"""The real Deployment, with its ConfigMap, Secret and volume claim, run by `podman kube play`."""
+"""The real Deployment, with its ConfigMap and volume claim and a Secret of ours, run by `podman kube play`."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from tests.image.podman import wait_until_ready
 from tests.image.podman5 import Run, podman5
 from tests.test_manifests import manifests
 
-OURS = {("ConfigMap", "parley-settings"), ("Secret", "parley-keys"), ("PersistentVolumeClaim", "parley-models")}
+OURS = {("ConfigMap", "parley-settings"), ("PersistentVolumeClaim", "parley-models")}
 CONTAINER = "parley-pod-parley"
 QUESTION = {"user_input": "Who is Batman?"}
 
@@ -25,8 +25,13 @@ def manifest(image: str, key: str) -> str:
     deployment = objects["Deployment", "parley"]
     deployment["spec"]["template"]["spec"]["containers"][0]["image"] = image
     entry = f'[[keys]]\nname = "test"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
-    objects["Secret", "parley-keys"]["stringData"]["keys.toml"] = entry
-    text: str = yaml.safe_dump_all([*(objects[each] for each in sorted(OURS)), deployment])
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "parley-keys"},
+        "stringData": {"keys.toml": entry},
+    }
+    text: str = yaml.safe_dump_all([*(objects[each] for each in sorted(OURS)), secret, deployment])
     return text
 
 
