@@ -2,7 +2,7 @@
 
 A click on any widget reruns the page and would kill a stream that lives in it. Here the page only looks: it may come
 and go, and the text goes on growing. When nobody looks for a while, because the tab was closed, the answer is stopped,
-so that it frees its place on the server.
+so that it frees its place on the server. A second thread sees to that: the one that reads may have nothing to read.
 """
 
 import time
@@ -41,6 +41,7 @@ class Answer:
         self._ended = Event()
         self._looked_at = self.started
         Thread(target=self._read, args=(backend, list(messages)), daemon=True).start()
+        Thread(target=self._watch, daemon=True).start()
 
     @property
     def text(self) -> str:
@@ -71,15 +72,17 @@ class Answer:
     def stop(self) -> None:
         """Ends the answer with the text that has come; does nothing to one that has ended."""
         if self.outcome is Outcome.RUNNING:
-            self._stopped.set()
+            self._stopped.set()  # first: a stream that is not there yet finds it set
             if self._stream is not None:
                 self._stream.cancel()
 
     def _read(self, backend: Backend, messages: Sequence[Message]) -> None:
         try:
             with backend.stream(messages) as self._stream:
+                if self._stopped.is_set():  # before there was a stream to cancel
+                    return
                 for piece in self._stream:
-                    if self._stopped.is_set() or self._abandoned():
+                    if self._stopped.is_set():
                         return
                     self._pieces.append(piece)
                 self.reply = None if self._stopped.is_set() else self._stream.reply
@@ -88,7 +91,13 @@ class Answer:
         finally:
             self._ended.set()
 
-    def _abandoned(self) -> bool:
-        if time.monotonic() - self._looked_at > ABANDONED_AFTER:
-            self._stopped.set()
-        return self._stopped.is_set()
+    def _watch(self) -> None:
+        """Stops the answer once nobody looks, also while the server sends no text."""
+        while not self._ended.wait(self._patience()):
+            if self._patience() <= 0:
+                self.stop()
+                return
+
+    def _patience(self) -> float:
+        """Seconds until the answer counts as abandoned."""
+        return self._looked_at + ABANDONED_AFTER - time.monotonic()

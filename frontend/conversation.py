@@ -3,10 +3,12 @@
 Rules that always hold:
 1. What was typed stays until it is cleared, whatever happens to its answer.
 2. Part of an answer stays until another attempt at it brings more than nothing.
-3. What is sent back is, byte for byte, what was typed and what came.
+3. What is sent back is, byte for byte, what was typed and what came; but a question that has no answer is not sent
+   again with the next one: the templates of some models refuse two questions in a row.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from parley.contract.chat import Message
 from parley.contract.errors import ParleyError
@@ -16,11 +18,22 @@ from parley.reply import Reply
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn. `usage` is counted by whatever answered; `whole` is false for an answer that was cut short."""
+    """One turn. `usage` is counted by whatever answered; `whole` is false for an answer that was cut short.
+
+    `limited` is true for a whole answer that ended at its token or time limit.
+    """
 
     message: Message
     usage: Usage | None = None
     whole: bool = True
+    limited: bool = False
+
+    @property
+    def cut(self) -> str:
+        """Why there is no more of an answer that its model did not end, in words; empty for one that it did."""
+        if not self.whole:
+            return "cut short"
+        return "cut at the length limit" if self.limited else ""
 
 
 class Conversation:
@@ -35,15 +48,16 @@ class Conversation:
         """Answers of the session that were cut short, for which no count came."""
 
     @property
-    def messages(self) -> list[Message]:
-        """The turns as they are sent."""
-        return [turn.message for turn in self.turns]
-
-    @property
     def asked(self) -> list[Turn]:
         """The turns up to and including the last question."""
         questions = [index for index, turn in enumerate(self.turns) if turn.message.role == "user"]
         return self.turns[: questions[-1] + 1] if questions else []
+
+    @property
+    def sent(self) -> list[Message]:
+        """What is sent to get an answer to the last question: of questions in a row the last one only."""
+        asked = [turn.message for turn in self.asked]
+        return [message for message, after in pairwise(asked) if message.role != after.role] + asked[-1:]
 
     @property
     def unanswered(self) -> bool:
@@ -58,7 +72,7 @@ class Conversation:
     def complete(self, reply: Reply) -> None:
         """Takes the whole answer."""
         self.failure = None
-        self._answer(Turn(Message("assistant", reply.text), reply.usage))
+        self._answer(Turn(Message("assistant", reply.text), reply.usage, limited=reply.limited))
         if reply.usage is not None:
             self.spent.append(reply.usage)
 

@@ -20,18 +20,20 @@ SUGGESTIONS = [
 
 
 def show_page(connect: Callable[[Settings], Backend], address: Callable[[Settings], str]) -> None:
-    """One run of the page.
+    """One run of the page; a wrong setting ends it with the line that names it.
 
     Args:
-        connect: makes the backend; called once a session.
+        connect: makes the backend; called once a session. May raise `SettingsError`.
         address: what to call the place where answers come from.
     """
     # An emoji, because Streamlit fetches a Material icon for the tab from the internet.
     st.set_page_config(page_title="Parley", page_icon="📖")
-    settings = _settings()
-    if "session" not in st.session_state:
-        st.session_state.session = Session(connect(settings))
-    session: Session = st.session_state.session
+    try:
+        settings = _settings()
+        session = _session(connect, settings)
+    except SettingsError as error:
+        st.error(str(error), icon=":material/settings:")
+        st.stop()
     session.settle()
     st.title("Parley", anchor=False)
     st.caption("Talk about comics with a language model. What it says may be wrong.")
@@ -41,15 +43,18 @@ def show_page(connect: Callable[[Settings], Backend], address: Callable[[Setting
 
 
 def _settings() -> Settings:
-    """The settings, read once a session; a wrong one ends the page with the line that names it."""
+    """The settings, read once a session."""
     if "settings" not in st.session_state:
-        try:
-            st.session_state.settings = Settings.from_env(os.environ)
-        except SettingsError as error:
-            st.error(str(error), icon=":material/settings:")
-            st.stop()
+        st.session_state.settings = Settings.from_env(os.environ)
     chosen: Settings = st.session_state.settings
     return chosen
+
+
+def _session(connect: Callable[[Settings], Backend], settings: Settings) -> Session:
+    if "session" not in st.session_state:
+        st.session_state.session = Session(connect(settings))
+    session: Session = st.session_state.session
+    return session
 
 
 def _show_conversation(session: Session, settings: Settings) -> None:

@@ -23,7 +23,7 @@ class Session:
 
     def retry(self) -> None:
         """Begins another answer to the last question."""
-        self.answer = Answer(self._backend, [turn.message for turn in self.conversation.asked])
+        self.answer = Answer(self._backend, self.conversation.sent)
 
     def stop(self) -> None:
         """Ends the answer under way, if there is one, and keeps what came of it."""

@@ -35,7 +35,7 @@ def show_actions(session: Session) -> None:
     for label, (ending, mime, write) in _FORMATS.items():
         st.download_button(
             label,
-            data=write(conversation.messages),
+            data=write(conversation.turns),
             file_name=f"conversation.{ending}",
             mime=mime,
             on_click="ignore",

@@ -55,14 +55,16 @@ def _waiting(seconds: float) -> str:
 
 
 def _note(turn: Turn, prices: Prices | None) -> str:
-    """What an answer took, or why that is not known."""
+    """What an answer took, or why that is not known, and whether it was cut."""
     if not turn.whole:
         return "Cut short: tokens not counted"
-    if turn.usage is None:
-        return "Tokens not counted"
-    read, written = turn.usage.prompt_tokens, turn.usage.completion_tokens
-    cost = f" · {dollars(prices.cost(turn.usage))}" if prices else ""
-    return shown(f"{read:,} tokens read · {written:,} written{cost}{_dropped(turn.usage)}")
+    counted = _counted(turn.usage, prices) if turn.usage else "Tokens not counted"
+    return shown(f"{counted} · {turn.cut}" if turn.cut else counted)
+
+
+def _counted(usage: Usage, prices: Prices | None) -> str:
+    cost = f" · {dollars(prices.cost(usage))}" if prices else ""
+    return f"{usage.prompt_tokens:,} tokens read · {usage.completion_tokens:,} written{cost}{_dropped(usage)}"
 
 
 def _dropped(usage: Usage) -> str:

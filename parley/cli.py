@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from parley.client import Client
 from parley.contract.chat import Message
 from parley.contract.errors import ParleyError
+from parley.reply import Reply
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
@@ -25,12 +26,11 @@ _HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 for success, 1 with a line on stderr for a failure."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     try:
         client = Client(chosen.url, chosen.api_key)
     except ValueError as error:
-        parser.error(str(error))
+        return _fail(str(error))
     with client:
         return _run(chosen, client)
 
@@ -77,6 +77,7 @@ def _ask(chosen: argparse.Namespace, client: Client) -> int:
         for piece in stream:
             _show(piece)
     _show("\n")
+    _tell_limit(stream.reply)
     return 0
 
 
@@ -121,6 +122,7 @@ class Terminal:
                     text.append(piece)
                     _show(piece)
             print()
+            _tell_limit(stream.reply)
         except KeyboardInterrupt:
             print(" (stopped)")
         except ParleyError as error:
@@ -149,9 +151,19 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
+def _tell_limit(reply: Reply) -> None:
+    """Says on stderr, where it is in nobody's pipe, that an answer goes no further than it was let."""
+    if reply.limited:
+        _say("the answer was cut at the length limit")
+
+
 def _fail(message: str) -> int:
-    print(f"parley: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
     return FAILED
+
+
+def _say(message: str) -> None:
+    print(f"parley: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It speaks OpenAI's chat completions over `requests`, so that it works against th
 answer is whole or it is an error: a stream that ends without `[DONE]` raises, however good the text looked.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,12 @@ class Client:
 
     Args:
         base_url: where the service is; a trailing `/v1` is understood.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; printable ASCII characters without spaces.
         timeout: seconds to wait for the next byte of an answer.
         model: name to ask for; by default the first that the service lists.
+
+    Raises:
+        ValueError: for an address without a scheme, and for a key that no header can hold.
     """
 
     def __init__(
@@ -161,6 +165,10 @@ class Client:
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
     """Signs requests; used as `auth`, so that a `.netrc` of the user cannot replace the key."""
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(
+            "PARLEY_API_KEY=...: printable ASCII characters without spaces are expected, and no line break at the end"
+        )
 
     def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {key}"

@@ -37,6 +37,11 @@ class Reply:
     finish_reason: str | None
     model: str
 
+    @property
+    def limited(self) -> bool:
+        """Whether it ended at its token or time limit, and not where the model ended it."""
+        return self.finish_reason == "length"
+
 
 class ReplyText:
     """A streamed answer, put together from the bytes of its events. Reads no socket.

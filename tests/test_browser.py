@@ -111,7 +111,8 @@ def test_odd_text_is_shown_and_downloaded_as_it_is(page):
     assert answer(page).strip() == ODD
     assert page.locator("#bold").count() == 0
     conversation = [["user", ODD], ["assistant", ODD]]
-    assert list(csv.reader(download(page, "CSV").splitlines())) == [["role", "content"], *conversation]
+    rows = list(csv.reader(download(page, "CSV").splitlines()))
+    assert rows == [["role", "content", "note"], *([*turn, ""] for turn in conversation)]
     assert json.loads(download(page, "JSON")) == [{"role": role, "content": text} for role, text in conversation]
     assert download(page, "Markdown") == f"## You\n\n{ODD}\n\n## Parley\n\n{ODD}\n"
     page.screenshot(path=ARTIFACTS / "4-answered.png")

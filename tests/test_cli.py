@@ -19,8 +19,12 @@ COMMAND = [sys.executable, "-m", "parley.cli"]
 NOBODY = "http://127.0.0.1:9"
 
 
-def parley(url: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PARLEY_URL": url, "PYTHONIOENCODING": "utf-8"}
+LIMITED = b'data: {"choices": [{"delta": {"content": "half"}, "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+"""An answer that was cut at its limit."""
+
+
+def parley(url: str, *arguments: str, text: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PARLEY_URL": url, "PYTHONIOENCODING": "utf-8", **env}
     return subprocess.run(
         [*COMMAND, *arguments],
         input=text,
@@ -64,6 +68,31 @@ def test_ask_fails_when_the_answer_is_cut():
         done = parley(server.url, "ask", "hi")
     assert (done.returncode, done.stdout) == (1, "half")
     assert done.stderr == "parley: The connection broke before the answer was complete.\n"
+
+
+def test_ask_tells_that_the_answer_was_cut_at_its_limit():
+    """Fails when an answer that was cut at its token or time limit looks complete, or no longer counts as one."""
+    with scripted(chat_service(streams(LIMITED))) as server:
+        done = parley(server.url, "ask", "hi")
+    assert (done.returncode, done.stdout) == (0, "half\n")
+    assert done.stderr == "parley: the answer was cut at the length limit\n"
+
+
+def test_chat_tells_that_the_answer_was_cut_at_its_limit():
+    """Fails when an answer in the terminal that was cut at its token or time limit looks complete."""
+    with scripted(chat_service(streams(LIMITED))) as server, terminal(server.url, "chat") as chat:
+        chat.until("> ")
+        chat.type("hi\n")
+        chat.until(r"\nhalf\s+parley: the answer was cut at the length limit\s+> ")
+
+
+@pytest.mark.parametrize("command", [["ask", "hi"], ["chat"], ["health"]])
+def test_key_that_no_header_can_hold_is_one_line_and_not_shown(command):
+    """Fails when a key that ends in a line break gives a traceback with the key in it."""
+    done = parley(NOBODY, *command, PARLEY_API_KEY="sk-hidden\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"parley: PARLEY_API_KEY=\.\.\.: [^\n]+\n", done.stderr)
+    assert "hidden" not in done.stderr
 
 
 def test_health_names_the_model(echo_service):

@@ -211,6 +211,14 @@ def test_address_without_scheme_is_refused():
         Client("localhost:3000")
 
 
+@pytest.mark.parametrize("key", ["sk-hidden\n", "sk-hidden\r\n", "sk hidden", "sk-hidden-\u00e9", "\n"])
+def test_key_that_no_header_can_hold_is_refused_and_not_shown(key):
+    """Fails when such a key is found out in the first request, by an error of requests that shows it."""
+    with pytest.raises(ValueError, match=r"^PARLEY_API_KEY=\.\.\.: [^\n]+$") as caught:
+        Client("http://127.0.0.1:9", api_key=key)
+    assert "hidden" not in str(caught.value)
+
+
 def test_key_is_sent_whatever_netrc_says(tmp_path, monkeypatch):
     """requests replaces the Authorization header by what a .netrc of the user holds for the host."""
     netrc = tmp_path / "netrc"

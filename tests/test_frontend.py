@@ -10,18 +10,19 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from parley.client import Client
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import PromptTokensDetails, Usage
 from parley.reply import Reply
 from tests.conftest import ROOT, free_port
-from tests.scripted import STREAM_HEAD, Say, chat_service, chunked, scripted, streams
+from tests.scripted import STREAM_HEAD, Say, answers, chat_service, chunked, scripted, streams
 
 FRONTEND = ROOT / "frontend"
 sys.path.insert(0, str(FRONTEND))  # as `streamlit run` does
 
 from answer import Answer, Outcome  # noqa: E402
-from conversation import Conversation  # noqa: E402
+from conversation import Conversation, Turn  # noqa: E402
 from display import shown  # noqa: E402
 from downloads import as_csv, as_json, as_markdown  # noqa: E402
 from prices import Prices, dollars  # noqa: E402
@@ -91,7 +92,7 @@ def answered(page: AppTest) -> None:
 
 
 def messages(page: AppTest) -> list[Message]:
-    return page.session_state.session.conversation.messages
+    return [turn.message for turn in page.session_state.session.conversation.turns]
 
 
 def test_conversation_keeps_every_byte(page):
@@ -183,6 +184,43 @@ def test_service_that_breaks_mid_answer_keeps_the_part(alone):
     assert sent == [[{"role": "user", "content": "hi"}]] * 2  # a retry does not send the part of an answer
 
 
+def test_question_without_an_answer_is_shown_and_not_sent_again(alone):
+    """Fails when one failed question has every later one refused, by a chat template that takes no two in a row."""
+    yes = b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
+    attempts = []
+
+    def script(request: bytes, say: Say) -> None:
+        attempts.append(json.loads(request.partition(b"\r\n\r\n")[2])["messages"])
+        (answers("429 Too Many", b"{}") if len(attempts) <= 2 else streams(yes))(request, say)
+
+    with scripted(chat_service(script)) as server:
+        page = alone(server.url)
+        for question in ("one", "two", "three", "four"):
+            ask(page, question)
+            answered(page)
+    sent = [[(message["role"], message["content"]) for message in attempt] for attempt in attempts]
+    assert sent == [
+        [("user", "one")],
+        [("user", "two")],
+        [("user", "three")],
+        [("user", "three"), ("assistant", "yes"), ("user", "four")],
+    ]
+    assert [message.content for message in messages(page)] == ["one", "two", "three", "yes", "four", "yes"]
+
+
+@pytest.mark.parametrize(("counted", "note"), [(True, "3 tokens read · 4 written"), (False, "Tokens not counted")])
+def test_answer_that_was_cut_at_its_limit_is_noted(alone, counted, note):
+    """Fails when an answer that was cut at its token or time limit looks complete."""
+    part = {"choices": [{"delta": {"content": "half an"}, "finish_reason": "length"}]}
+    count = {"choices": [], "usage": usage(3, 4).model_dump() if counted else None}
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in (part, count)) + "data: [DONE]\n\n"
+    with scripted(chat_service(streams(events.encode()))) as server:
+        page = alone(server.url)
+        ask(page, "hi")
+        answered(page)
+    assert f"{note} · cut at the length limit" in texts(page)
+
+
 def test_price_gives_a_cost(alone, echo_service, monkeypatch):
     """The cost is missing, or is not that of the counted tokens."""
     monkeypatch.setenv("PARLEY_UI_PRICE_INPUT", "1000000")
@@ -199,6 +237,15 @@ def test_wrong_setting_is_named_on_the_page(alone, monkeypatch, echo_service):
     """A mistyped price is taken for none."""
     monkeypatch.setenv("PARLEY_UI_PRICE_INPUT", "cheap")
     assert "PARLEY_UI_PRICE_INPUT=cheap" in texts(alone(echo_service.url))
+
+
+def test_key_that_no_header_can_hold_is_named_on_the_page_and_not_shown(alone, monkeypatch):
+    """Fails when a Secret that ends in a line break gives a traceback with the key in it."""
+    monkeypatch.setenv("PARLEY_API_KEY", "sk-hidden\n")
+    page = alone("http://127.0.0.1:9")
+    assert [error.value.partition(":")[0] for error in page.error] == ["PARLEY_API_KEY=..."]
+    assert "sk-hidden" not in texts(page)
+    assert not page.exception
 
 
 @pytest.mark.parametrize(
@@ -245,14 +292,27 @@ def test_display_makes_only_what_acts_plain(text, expected):
 
 
 MESSAGES = [Message("user", ODD), Message("assistant", '=1+1, "quoted"\r\nnext')]
+TURNS = [Turn(message) for message in MESSAGES]
 
 
 def test_downloads_hold_every_byte():
     """A downloaded conversation differs from the one on the page."""
-    rows = list(csv.reader(io.StringIO(as_csv(MESSAGES).decode(), newline="")))
-    assert rows == [["role", "content"], *map(list, MESSAGES)]
-    assert [Message(**turn) for turn in json.loads(as_json(MESSAGES))] == MESSAGES
-    assert all(message.content in as_markdown(MESSAGES).decode() for message in MESSAGES)
+    rows = list(csv.reader(io.StringIO(as_csv(TURNS).decode(), newline="")))
+    assert rows == [["role", "content", "note"], *([*message, ""] for message in MESSAGES)]
+    assert [Message(**turn) for turn in json.loads(as_json(TURNS))] == MESSAGES
+    assert as_markdown(TURNS).decode() == f"## You\n\n{ODD}\n\n## Parley\n\n{MESSAGES[1].content}\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "note"), [({"limited": True}, "cut at the length limit"), ({"whole": False}, "cut short")]
+)
+def test_downloads_tell_that_an_answer_was_cut(end, note):
+    """Fails when a part of an answer is downloaded as if it were the whole."""
+    turns = [Turn(Message("user", "hi")), Turn(Message("assistant", "half an"), **end)]
+    rows = list(csv.DictReader(io.StringIO(as_csv(turns).decode(), newline="")))
+    assert [row["note"] for row in rows] == ["", note]
+    assert [turn.get("note") for turn in json.loads(as_json(turns))] == [None, note]
+    assert as_markdown(turns).decode() == f"## You\n\nhi\n\n## Parley ({note})\n\nhalf an\n"
 
 
 def test_whole_answer_replaces_a_part_and_nothing_replaces_nothing():
@@ -262,10 +322,45 @@ def test_whole_answer_replaces_a_part_and_nothing_replaces_nothing():
     talk.ask("hi")
     talk.cut("half", failure)
     talk.cut("", failure)
-    assert [message.content for message in talk.messages] == ["hi", "half"]
+    assert [turn.message.content for turn in talk.turns] == ["hi", "half"]
     talk.complete(Reply("whole", usage(3, 4), "stop", "m"))
-    assert [message.content for message in talk.messages] == ["hi", "whole"]
+    assert [turn.message.content for turn in talk.turns] == ["hi", "whole"]
     assert (talk.failure, talk.unanswered, talk.uncounted, len(talk.spent)) == (None, False, 1, 1)
+
+
+def test_stop_before_the_server_has_begun_reaches_it():
+    """Fails when Stop during the wait for the response's head leaves the server to generate the whole answer."""
+    asked, stopped = threading.Event(), threading.Event()
+
+    def script(_: bytes, say: Say) -> None:
+        asked.set()
+        stopped.wait(30)
+        say(STREAM_HEAD)
+        while True:
+            say(chunked(b": keep-alive\n\n"))
+
+    with scripted(script) as server, Client(server.url, model="m") as client:
+        answer = Answer(client, MESSAGES)
+        assert asked.wait(30)
+        answer.stop()
+        stopped.set()
+        assert server.left.wait(30)
+    assert answer.outcome is Outcome.STOPPED
+
+
+def test_answer_that_nobody_looks_at_is_stopped_while_no_text_comes(monkeypatch):
+    """Fails when a closed tab keeps its place on a server that sends keep-alives, for as long as it sends them."""
+    monkeypatch.setattr("answer.ABANDONED_AFTER", 0.2)
+
+    def script(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD)
+        while True:
+            say(chunked(b": keep-alive\n\n"))
+
+    with scripted(script) as server, Client(server.url, model="m") as client:
+        answer = Answer(client, MESSAGES)
+        assert server.left.wait(30)
+    assert answer.outcome is Outcome.STOPPED
 
 
 def test_bug_in_a_backend_ends_the_answer(monkeypatch):
