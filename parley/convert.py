@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (SettingsError, ModelError, OSError) as error:
         fail(" ".join(str(error).split()))
     except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed: pip install 'parley[serve,openvino]'")
+        fail(f"{error.name} is not installed: pip install {error.name}")
     print(f"{folder.name} is exported in {chosen.dtype}: {made}")
 
 

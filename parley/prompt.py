@@ -46,14 +46,28 @@ class Style(Protocol):
     def reads_system(self) -> bool:
         """Whether a system message has a place in it."""
 
+    @property
+    def policy(self) -> ContextPolicy:
+        """What is done with a conversation that is too long, where nobody says."""
+
 
 class ChatTemplate:
-    """The model's own chat template."""
+    """The model's own chat template; one that refuses a system message finds its text in the first user turn."""
 
     reads_system = True
+    policy: ContextPolicy = "drop_oldest_turns"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        user = Message("user", "Hello")
+        self._folds = not self._takes([Message("system", "Be brief."), user]) and self._takes([user])
+
+    def _takes(self, messages: Sequence[Message]) -> bool:
+        try:
+            self._tokenizer.chat(messages)
+        except TemplateError:
+            return False
+        return True
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to and including the generation prompt.
@@ -62,7 +76,7 @@ class ChatTemplate:
             ParleyError: `INVALID_VALUE` when the template refuses the conversation, such as two user turns in a row.
         """
         try:
-            return self._tokenizer.chat(messages)
+            return self._tokenizer.chat(folded(messages) if self._folds else messages)
         except TemplateError:
             message = "This model's chat template does not take these messages; most want user and assistant in turns."
             raise ParleyError(ErrorCode.INVALID_VALUE, message, "messages") from None
@@ -80,6 +94,7 @@ class BlenderbotJoin:
     """
 
     reads_system = False
+    policy: ContextPolicy = "keep_recent"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -97,6 +112,7 @@ class EosJoin:
     """The same pipeline's way with models that have neither template nor join: each turn, then end-of-sequence."""
 
     reads_system = False
+    policy: ContextPolicy = "keep_recent"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -116,6 +132,7 @@ class LastMessage:
     """What the echo runner reads: the last message as UTF-8 bytes."""
 
     reads_system = False
+    policy: ContextPolicy = "keep_recent"
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """One token a byte."""
@@ -141,17 +158,17 @@ class PromptBuilder:
         context_length: most tokens of a prompt and its answer together; of the prompt alone if `shared` is false.
         shared: whether prompt and answer share the context (decoder-only) or not (encoder-decoder).
         system_prompt: put first where the conversation has no system message; empty for none.
-        policy: what to do with a conversation that is too long, unless the request says.
+        policy: what to do with a conversation that is too long, unless the request says; None for the style's own way.
     """
 
     def __init__(
-        self, style: Style, context_length: int, shared: bool, system_prompt: str, policy: ContextPolicy
+        self, style: Style, context_length: int, shared: bool, system_prompt: str, policy: ContextPolicy | None
     ) -> None:
         self._style = style
         self._context = context_length
         self._shared = shared
         self._system_prompt = system_prompt if style.reads_system else ""
-        self._policy: ContextPolicy = policy if style.reads_system else "keep_recent"
+        self._policy: ContextPolicy = policy or style.policy
 
     def build(self, messages: Sequence[Message], max_tokens: int | None, policy: ContextPolicy | None) -> Prompt:
         """Token ids of a conversation.
@@ -175,9 +192,16 @@ class PromptBuilder:
         """Token ids of a text alone."""
         return self._style.encode_text(text)
 
-    def room_for_answer(self, prompt: Prompt) -> int | None:
-        """Tokens left for the answer; None where the answer has a context of its own."""
-        return self._context - len(prompt.ids) if self._shared else None
+    def longest_answer(self, prompt: Prompt, asked: int | None, otherwise: int) -> int:
+        """Most tokens of the answer, never more than a shared context has room for.
+
+        Args:
+            prompt: what is answered.
+            asked: what the request says.
+            otherwise: what holds where it says nothing.
+        """
+        limit = asked or otherwise
+        return min(limit, self._context - len(prompt.ids)) if self._shared else limit
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         self._refuse_system(messages)
@@ -246,9 +270,9 @@ class Passage:
         """Raises `ParleyError`: tokens are not known here."""
         raise _uncounted("prompt")
 
-    def room_for_answer(self, prompt: Prompt) -> int | None:
-        """None: the engine bounds its answers itself."""
-        return None
+    def longest_answer(self, prompt: Prompt, asked: int | None, otherwise: int) -> int | None:
+        """What the request says, if anything: the engine has a default of its own."""
+        return asked
 
 
 Builder = PromptBuilder | Passage
@@ -259,6 +283,15 @@ def with_system(messages: Sequence[Message], system_prompt: str) -> Sequence[Mes
     if system_prompt and messages[0].role != "system":
         return [Message("system", system_prompt), *messages]
     return messages
+
+
+def folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """The conversation with the system messages at its start put before the text of the user turn that follows them."""
+    first = next((index for index, message in enumerate(messages) if message.role != "system"), 0)
+    if messages[first].role != "user":
+        return messages
+    text = "\n\n".join(message.content for message in messages[: first + 1])
+    return [Message("user", text), *messages[first + 1 :]]
 
 
 def _uncounted(param: str) -> ParleyError:

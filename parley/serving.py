@@ -6,6 +6,7 @@ from parley.api.admission import Admission
 from parley.api.chat import Chat
 from parley.engine.engine import Engine, State
 from parley.engine.export.exporter import export
+from parley.engine.hardware import core_quota
 from parley.engine.launch import Launch, choose
 from parley.engine.model import ModelFolder, resolve
 from parley.engine.process import EngineProcess
@@ -30,7 +31,8 @@ def launch_for(settings: Settings) -> tuple[Launch, ModelFolder | None]:
         ModelError: one line with the model, the cause and the way out.
     """
     cache_bytes = None if settings.kv_cache_gb is None else int(settings.kv_cache_gb * 2**30)
-    placement = Placement(settings.device, settings.dtype, settings.threads, settings.max_batch, cache_bytes)
+    threads = settings.threads or core_quota()
+    placement = Placement(settings.device, settings.dtype, threads, settings.max_batch, cache_bytes)
     if settings.engine == "echo":
         return Launch("echo", "set by PARLEY_ENGINE", "echo", None, placement), None
     folder = resolve(settings.model, settings.cache)

@@ -90,7 +90,7 @@ class Settings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     """Precision; by default what the engine computes exactly and fast on this machine."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Threads of the engine; by default the library's choice."""
+    """Threads of the engine; by default one for each core of the container's CPU quota, or the library's choice."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most answers decoded together."""
     kv_cache_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
@@ -100,10 +100,12 @@ class Settings(BaseModel):
     """Most answers that wait for a place in the batch; the next one gets 429."""
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     """Put first in every conversation that has no system message of its own; empty for none."""
-    context_policy: ContextPolicy = "drop_oldest_turns"
-    """For a conversation that is too long: `error`, `drop_oldest_turns` or `keep_recent`."""
+    context_policy: ContextPolicy | None = None
+    """For a conversation that is too long: `error`, `drop_oldest_turns` or `keep_recent`; by default
+    `drop_oldest_turns` for models with a chat template and `keep_recent` for others."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    """Longest answer where neither the request nor the model's generation config says one."""
+    """Longest answer where neither the request nor the model's generation config says one; an upstream keeps to its
+    own."""
     answer_timeout: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Seconds after which an answer is ended: with the reason `length` if it has begun, with an error if not."""
     limits: Limits = Limits()

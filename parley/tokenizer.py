@@ -21,8 +21,7 @@ class Tokenizer:
 
     def __init__(self, hf: Any) -> None:
         self._hf = hf
-        controls = {token.content for token in hf.added_tokens_decoder.values()} | set(hf.all_special_tokens)
-        self._controls = sorted(controls, key=len, reverse=True)
+        self._controls = sorted(_controls(hf), key=len, reverse=True)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -112,14 +111,33 @@ class StreamText:
     """Detokenizer on tokenizers' own `DecodeStream`: cost per token does not grow with the answer."""
 
     def __init__(self, backend: Any) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = _stream_after([])
+        self._held: list[int] = []
 
     def push(self, tokens: list[int]) -> str:
         """Text that is final after these tokens; may be empty."""
-        return "".join(self._stream.step(self._backend, token) or "" for token in tokens)
+        return "".join(map(self._step, tokens))
+
+    def _step(self, token: int) -> str:
+        self._held.append(token)
+        try:
+            text = self._stream.step(self._backend, token)
+        except Exception:  # noqa: BLE001 - tokenizers raises no class of its own
+            text = self._restart()
+        if text is None:
+            return ""
+        self._held = []
+        return str(text)
+
+    def _restart(self) -> str:
+        """The held tokens' text, from a new stream that goes on after them.
+
+        The old one takes back what it gave: a byte-fallback decoder reads a run of byte tokens as a whole, and one that
+        fits nowhere makes replacement characters of all. Here only those that were held become so.
+        """
+        self._stream = _stream_after(self._held)
+        return str(self._backend.decode(self._held, skip_special_tokens=True))
 
     def flush(self) -> str:
         """Nothing: what `DecodeStream` still holds is a part of a character, which is dropped."""
@@ -128,6 +146,13 @@ class StreamText:
     def token_bytes(self, token: int) -> bytes | None:
         """One token's own text; None where it is a part of a character only."""
         return whole_characters(self._backend.decode([token], skip_special_tokens=False))
+
+
+def _stream_after(tokens: list[int]) -> Any:
+    """A `DecodeStream` that goes on after these tokens, whose text is out."""
+    from tokenizers.decoders import DecodeStream
+
+    return DecodeStream(ids=tokens, skip_special_tokens=True)
 
 
 class WholeText:
@@ -157,6 +182,23 @@ class WholeText:
         piece = text[self._sent : max(len(text) - held_back, self._sent)]
         self._sent += len(piece)
         return piece
+
+
+_BARRED = re.compile(r"<[|\uff5c].*[|\uff5c]>")
+"""How markers of turns are spelt that a template may put together from the name of a role; some have wide bars."""
+
+
+def _controls(hf: Any) -> set[str]:
+    """The tokens that a user must not be able to write: special ones, and what the template marks its turns with.
+
+    Other added tokens are ordinary text to the model, such as runs of spaces, line breaks and HTML tags.
+    """
+    added = hf.added_tokens_decoder.values()
+    template = hf.chat_template or ""
+    source = "\n".join(template.values()) if isinstance(template, dict) else template
+    marks = {token.content for token in added if token.content in source or _BARRED.fullmatch(token.content)}
+    controls = marks | {token.content for token in added if token.special} | set(hf.all_special_tokens)
+    return {control for control in controls if not control.isspace()}
 
 
 def _mark() -> str:

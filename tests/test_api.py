@@ -9,7 +9,7 @@ import openai
 import pytest
 import requests
 
-from tests.conftest import Served, serve
+from tests.conftest import POCKET, Served, serve
 
 COMPLETIONS = "/v1/chat/completions"
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello there world"}]
@@ -187,6 +187,19 @@ def test_the_model_is_called_as_it_is_set() -> None:
         assert param(ask(served, model="echo", messages=HELLO), 404) == "model"
 
 
+def test_an_answer_is_as_long_as_the_request_else_the_model_else_the_setting_says(service: Served) -> None:
+    """Fails when the setting comes before the model's generation config, or does not hold where that says nothing."""
+    endless = {"type": "array", "items": {"type": "integer"}, "minItems": 400, "maxItems": 400}
+    asked = {"response_format": {"type": "json_schema", "json_schema": {"name": "endless", "schema": endless}}}
+    stated = json.loads((POCKET / "generation_config.json").read_text())["max_new_tokens"]
+    for limit, tokens in (({}, stated), ({"max_tokens": stated + 5}, stated + 5)):
+        answer = ask(service, **asked, **limit).json()
+        assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", tokens)
+    with serve({"PARLEY_ENGINE": "echo", "PARLEY_MAX_TOKENS": "2"}) as mute:
+        assert ask(mute).json()["choices"][0]["message"]["content"] == "hello there"
+        assert ask(mute, max_tokens=3).json()["choices"][0]["message"]["content"] == "hello there world"
+
+
 def test_tokens_can_be_counted_before_they_are_sent(service: Served) -> None:
     """Fails when a count is not the prompt's: without the template around it, or with something dropped."""
     counted = ask(service, "/tokenize", messages=HELLO).json()
@@ -301,10 +314,12 @@ def test_a_client_s_deadline_ends_what_nobody_waits_for(echo_service: Served) ->
 
 
 def test_an_answer_past_the_time_limit_ends_with_a_reason() -> None:
-    """Fails when an endless answer holds its place for ever, or is cut without a word."""
+    """Fails when an endless answer holds its place for ever, is cut without a word, or tells what nobody counted."""
     with serve({"PARLEY_ENGINE": "echo", "PARLEY_ANSWER_TIMEOUT": "0.5"}) as served:
-        choice = ask(served, messages=said("slow " + "word " * 100)).json()["choices"][0]
+        answer = ask(served, messages=said("slow " + "word " * 100)).json()
+        choice = answer["choices"][0]
         assert choice["finish_reason"] == "length"
+        assert "cached_tokens" not in answer["usage"]["prompt_tokens_details"]
         assert 0 < choice["message"]["content"].count("word") < 100
         last = frames(ask(served, messages=said("slow " + "word " * 100), stream=True))[-1]
         assert last["choices"][0]["finish_reason"] == "length"

@@ -67,6 +67,24 @@ async def test_a_stream_that_broke_off_before_its_first_frame_is_made_anew() -> 
     assert (whole.asked, first.replayed, second.replayed) == (1, False, True)
 
 
+@pytest.mark.parametrize("failed", [(STREAM,), ({**STREAM, "status": 400, "headers": []}, body(b"{}", more=False))])
+async def test_what_has_failed_does_not_hold_its_key(failed: tuple[Message, ...]) -> None:
+    """Fails when a client that mends its request is told that its key belongs to the one that was refused."""
+    recordings, broken = Recordings(60), App(*failed)
+    broken.let.set()
+    await Client(recordings, broken, body=b"[]").task
+    app = App({**STREAM, "headers": []}, body(b"x", more=False))
+    mended = Client(recordings, app)
+    await asyncio.sleep(0.01)
+    assert not mended.task.done()
+    with pytest.raises(ParleyError) as caught:
+        await Client(recordings, app, body=b"[]").task
+    assert caught.value.code is ErrorCode.IDEMPOTENCY_CONFLICT
+    app.let.set()
+    await mended.task
+    assert (app.asked, mended.replayed) == (1, False)
+
+
 async def test_owners_do_not_share_their_keys() -> None:
     """Fails when one API key's answer is given to another, or is in its way."""
     recordings, app = Recordings(60), App({**STREAM, "headers": []}, body(b"x", more=False))

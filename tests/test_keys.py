@@ -41,6 +41,11 @@ sha256 = "{requests}"
 requests_per_minute = 3
 
 [[keys]]
+name = "once"
+sha256 = "{once}"
+requests_per_minute = 1
+
+[[keys]]
 name = "tokens"
 sha256 = "{tokens}"
 tokens_per_minute = 10
@@ -64,7 +69,7 @@ def bearer(name: str) -> dict[str, str]:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service with keys, and with pages of one other origin."""
     path = tmp_path_factory.mktemp("keys") / "keys.toml"
-    names = ("plain", "requests", "tokens", "streams")
+    names = ("plain", "requests", "once", "tokens", "streams")
     path.write_text(KEYS.format(**{name: hashlib.sha256(secret(name).encode()).hexdigest() for name in names}))
     with serve({"PARLEY_ENGINE": "echo", "PARLEY_KEYS_FILE": str(path), "PARLEY_CORS_ORIGINS": ORIGIN}) as served:
         yield served
@@ -164,6 +169,20 @@ def test_requests_a_minute_are_counted_for_each_key(keyed: Served) -> None:
     assert ask(keyed, "plain").status_code == 200
 
 
+def test_what_pages_and_scrapers_ask_all_the_time_is_not_counted(keyed: Served) -> None:
+    """Fails when an open page or Prometheus uses up the requests of its key, or is itself refused by their limit."""
+
+    def look(path: str) -> int:
+        return requests.get(keyed.url + path, headers=bearer("once"), timeout=10).status_code
+
+    looked = ("/v1/models", "/metrics", "/schema.json", "/v1/models/echo")
+    assert [look(path) for path in looked] == [200] * 4
+    assert [ask(keyed, "once").status_code for _ in range(2)] == [200, 429]
+    assert [look(path) for path in looked] == [200] * 4
+    counted = requests.post(f"{keyed.url}/tokenize", json={"prompt": "x"}, headers=bearer("once"), timeout=10)
+    assert counted.status_code == 429
+
+
 def test_tokens_a_minute_are_counted_after_the_answer(keyed: Served) -> None:
     """Fails when answers cost nothing, or a request is refused before the budget is spent."""
     assert [ask(keyed, "tokens").status_code for _ in range(2)] == [200, 429]
@@ -180,8 +199,17 @@ def test_answers_at_the_same_time_are_limited(keyed: Served) -> None:
     for asker in askers:
         asker.join()
     assert sorted(statuses) == [200, 200, 429, 429, 429]
-    assert ask(keyed, "streams", {**HELLO, "n": 3}).status_code == 429
     assert ask(keyed, "streams", {**HELLO, "n": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_answers_than_a_key_ever_gets_are_the_request_s_fault(keyed: Served, stream: bool) -> None:
+    """Fails when a client is told to come back later for what it will never get."""
+    refused = ask(keyed, "streams", {**HELLO, "n": 3, "stream": stream})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "n")
+    assert "2 answers" in error["message"]
+    assert "retry-after" not in refused.headers
 
 
 def test_access_log_names_the_key(keyed: Served) -> None:

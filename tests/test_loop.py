@@ -2,11 +2,12 @@
 
 import pytest
 
+from parley.contract.errors import ErrorCode
 from parley.engine import outbox
-from parley.engine.engine import Delta
+from parley.engine.engine import Delta, Event, Failure, Finish
 from parley.engine.loop import Loop
 from parley.engine.runner import Job, Placement, Sampling, Step
-from parley.engine.runners.echo import EchoRunner
+from parley.engine.runners.echo import EchoRunner, Utf8Text
 from parley.engine.wire import Add, Command, Events, Report
 
 
@@ -20,10 +21,12 @@ class ScriptedLink:
     def __init__(self, *turns: list[Command]) -> None:
         self._turns = list(turns)
         self.sent: list[str] = []
+        self.events: list[Event] = []
 
     def send(self, report: Report) -> None:
-        """Keeps the text of what is sent."""
+        """Keeps what is sent, and its text apart."""
         assert isinstance(report, Events)
+        self.events += report.events
         self.sent += [event.text for event in report.events if isinstance(event, Delta)]
 
     def commands(self, wait: bool) -> list[Command]:
@@ -47,6 +50,33 @@ class SeenBySteps(EchoRunner):
         return super().step()
 
 
+class RefusesMarks(Utf8Text):
+    """Stands in for a tokenizer whose decoder raises a plain `Exception` that quotes the text, as tokenizers does."""
+
+    def push(self, tokens: list[int]) -> str:
+        """The text, if there is no exclamation mark in it."""
+        if ord("!") in tokens:
+            raise Exception(f"cannot decode {bytes(tokens)!r}")
+        return super().push(tokens)
+
+
+class Undecodable(EchoRunner):
+    """An echo with such a tokenizer, which notes what it is told to cancel."""
+
+    def __init__(self) -> None:
+        super().__init__("test", Placement())
+        self.cancelled: list[int] = []
+
+    def detokenizer(self) -> Utf8Text:
+        """One that raises."""
+        return RefusesMarks()
+
+    def cancel(self, job_id: int) -> None:
+        """Forgets a job."""
+        self.cancelled.append(job_id)
+        super().cancel(job_id)
+
+
 def added(number: int, text: str) -> Add:
     """The command that begins an answer to a text."""
     return Add(Job(number, list(text.encode()), Sampling(max_tokens=20)))
@@ -60,3 +90,22 @@ def test_nothing_is_held_while_a_prompt_is_read(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ScriptEndedError):
         Loop(runner, link).run()  # type: ignore[arg-type]  # a stand-in for the socket
     assert runner.seen == [[], ["a"], ["a"], ["a", " b c"], ["a", " b c"]]
+
+
+def test_r03_an_answer_that_cannot_be_decoded_fails_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """R3. Fails when a tokenizer's exception ends the engine, its job goes on, or a user's text comes into a log."""
+    link = ScriptedLink([added(1, "a secret! b"), added(2, "x y z"), added(3, "secret!")], [], [], [])
+    runner = Undecodable()
+    with pytest.raises(ScriptEndedError):
+        Loop(runner, link).run()  # type: ignore[arg-type]  # a stand-in for the socket
+    failures = [event for event in link.events if isinstance(event, Failure)]
+    assert {(failure.id, failure.code) for failure in failures} == {
+        (number, ErrorCode.ENGINE_ERROR) for number in (1, 3)
+    }
+    assert [event.id for event in link.events if isinstance(event, Finish)] == [2]
+    said = [event.text for event in link.events if isinstance(event, Delta | Finish) and event.id == 2]
+    assert "".join(said) == "x y z"
+    assert runner.cancelled == [1]  # the third had ended in the runner
+    told = capfd.readouterr().err
+    assert told.count("an answer ended on") == 2
+    assert "secret" not in told + "".join(failure.message for failure in failures)

@@ -99,6 +99,14 @@ def test_a_seed_affects_only_its_own_request(runner: OpenVINORunner, prompts: li
     assert len({tuple(tokens) for tokens in together.values()}) > 10
 
 
+def test_without_a_seed_every_answer_is_drawn_afresh(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
+    """Fails when "regenerate" gives the same answer again, or `n` choices without a seed are one."""
+    hot = Sampling(max_tokens=24, temperature=2.0)
+    together = run(runner, [Job(2100 + index, prompts[0], hot) for index in range(3)])
+    later = run(runner, [Job(2103, prompts[0], hot)])
+    assert len({tuple(tokens) for tokens in [*together.values(), *later.values()]}) == 4
+
+
 def test_a_temperature_next_to_zero_is_greedy(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
     """Fails when logits divided by almost nothing overflow, and the answer is drawn from all tokens alike."""
     greedy = run(runner, [Job(4000, prompts[0], Sampling(max_tokens=8, temperature=0))])[4000]

@@ -253,6 +253,29 @@ def test_admission_starts_the_first_who_fits_and_nobody_past_them() -> None:
     assert (door.admission.running, door.admission.waiting) == (4, 0)
 
 
+def test_admission_tells_who_waits_while_they_come_and_go() -> None:
+    """Fails when a scrape, which runs on a thread, walks through a queue that changes under it, and gets a 500."""
+    door = Door(1, 2000)
+    for _ in range(1001):
+        door.enter("early")
+    stop = threading.Event()
+
+    def scrape() -> set[int]:
+        told = set[int]()
+        while not stop.is_set():
+            told.add(door.admission.waiting)
+        return told
+
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(scrape)
+        for _ in range(20):
+            place = door.enter("late")
+            time.sleep(0)  # lets the thread go on
+            door.admission.leave(place, 1.0)
+        stop.set()
+        assert told.result() <= {1000, 1001}
+
+
 def test_admission_refusals_change_nothing_and_say_when_to_return() -> None:
     """Fails when the time told has nothing to do with the queue."""
     door = Door(2, 2)

@@ -6,18 +6,36 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.prompt import BlenderbotJoin, ChatTemplate, EosJoin, PromptBuilder, fewest_dropped
-from parley.tokenizer import Tokenizer
+from parley.engine.model import ModelFolder
+from parley.engine.runner import ModelInfo
+from parley.prompt import (
+    BlenderbotJoin,
+    ChatTemplate,
+    EosJoin,
+    LastMessage,
+    Passage,
+    Prompt,
+    PromptBuilder,
+    fewest_dropped,
+)
+from parley.serving import builder_for
+from parley.settings import Settings
+from parley.tokenizer import StreamText, Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+MISTRAL = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}{% endfor %}" + CHATML
 )
 TEXTS = [
     "Hello there, how are you?",
@@ -81,9 +99,24 @@ def test_blenderbot_conversations_have_the_pipelines_token_ids(blenderbot_folder
     past = data.draw(st.lists(st.tuples(text, text.map(lambda reply: " " + reply)), max_size=6))
     new = data.draw(text)
     messages = [Message(r, t) for a, b in past for r, t in (("user", a), ("assistant", b))]  # type: ignore[arg-type]
-    builder = PromptBuilder(BlenderbotJoin(Tokenizer.load(blenderbot_folder)), 128, False, "persona", "error")
+    builder = PromptBuilder(BlenderbotJoin(Tokenizer.load(blenderbot_folder)), 128, False, "persona", None)
     prompt = builder.build([*messages, Message("user", new)], None, None)
     assert prompt.ids == pipeline_ids(blenderbot_folder, past, new)
+
+
+def test_the_operators_policy_holds_for_models_without_a_template(blenderbot_folder: Path) -> None:
+    """Fails when `PARLEY_CONTEXT_POLICY` is ignored for Blenderbot's kind, or its default is not the pipeline's way."""
+    folder = ModelFolder(blenderbot_folder, "blenderbot", {"model_type": "blenderbot"})
+    info = ModelInfo("seq2seq", "auto", "cpu", "float32", 128, [])
+    long = conversation(41)
+    kept = builder_for(Settings.from_env({}), folder)(info).build(long, None, None)
+    assert (len(kept.ids), kept.dropped_messages) == (128, 0)
+    turns = builder_for(Settings.from_env({"PARLEY_CONTEXT_POLICY": "drop_oldest_turns"}), folder)(info)
+    assert turns.build(long, None, None).dropped_messages > 0
+    strict = builder_for(Settings.from_env({"PARLEY_CONTEXT_POLICY": "error"}), folder)(info)
+    with pytest.raises(ParleyError) as caught:
+        strict.build(long, None, None)
+    assert caught.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
 
 
 def test_models_without_template_or_join_get_each_turn_and_its_end(blenderbot_folder: Path) -> None:
@@ -124,12 +157,35 @@ def test_harmless_text_has_the_templates_own_token_ids(chatml: Tokenizer) -> Non
     assert chatml.chat([Message("user", "Hello there")]) == chatml._hf.encode(rendered, add_special_tokens=False)
 
 
+def test_added_tokens_that_mark_nothing_are_text(tmp_path: Path) -> None:
+    """Fails when Gemma's line breaks, GPT-NeoX's spaces or HTML tags are broken up, or a marker is let through."""
+    backend = trained(["<|im_end|>"])
+    texts, marks = ["\n\n", "    ", "<b>"], ["<|im_start|>", "<|tool|>"]
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in [*texts, *marks]])
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=CHATML + "\n\n")
+    hf.save_pretrained(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    told = "one\n\n<b>two    three"
+    reference = hf.apply_chat_template([{"role": "user", "content": told}], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.chat([Message("user", told)]) == reference
+    assert set(hf.convert_tokens_to_ids(texts)) <= set(tokenizer.encode(told, add_special_tokens=False))
+    hostile = tokenizer.encode("<|im_end|><|im_start|><|IM_START|><|tool|>", add_special_tokens=False)
+    assert not set(hf.convert_tokens_to_ids(["<|im_end|>", *marks])) & set(hostile)
+
+
 def conversation(turns: int) -> list[Message]:
     roles = ("user", "assistant")
     return [Message(roles[index % 2], f"message number {index}") for index in range(turns)]  # type: ignore[arg-type]
 
 
-def builder(tokenizer: Tokenizer, context: int, policy: str = "drop_oldest_turns") -> PromptBuilder:
+def templated(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The same tokenizer with another chat template."""
+    other = copy.copy(tokenizer._hf)
+    other.chat_template = template
+    return Tokenizer(other)
+
+
+def builder(tokenizer: Tokenizer, context: int, policy: str | None = None) -> PromptBuilder:
     return PromptBuilder(ChatTemplate(tokenizer), context, True, "Be brief.", policy)  # type: ignore[arg-type]
 
 
@@ -139,6 +195,39 @@ def test_the_system_prompt_comes_first_unless_the_client_brings_one(chatml: Toke
     theirs = [Message("system", "Be loud."), Message("user", "hi")]
     assert "Be brief." in ours
     assert "Be brief." not in chatml.decode(builder(chatml, 500).build(theirs, None, None).ids)
+
+
+@pytest.mark.parametrize("template", [GEMMA, MISTRAL])
+def test_a_template_that_refuses_a_system_message_gets_its_text_in_the_first_user_turn(
+    chatml: Tokenizer, template: str
+) -> None:
+    """Fails when the persona makes every request to Gemma's kind an error, or a client's own system message does."""
+    gemma = templated(chatml, template)
+    ours = builder(gemma, 500).build([Message("user", "hi")], None, None)
+    assert ours.ids == gemma.chat([Message("user", "Be brief.\n\nhi")])
+    theirs = [Message("system", "Be loud."), Message("system", "Be kind."), *conversation(3)]
+    folded = [Message("user", "Be loud.\n\nBe kind.\n\nmessage number 0"), *conversation(3)[1:]]
+    assert builder(gemma, 500).build(theirs, None, None).ids == gemma.chat(folded)
+    short = builder(gemma, 120).build(conversation(21), 20, None)
+    assert short.dropped_messages > 0
+    assert gemma.decode(short.ids).startswith("user\nBe brief.\n\nmessage number")
+
+
+@pytest.mark.parametrize(
+    "wrong", [[Message("user", "a"), Message("user", "b")], [Message("system", "a"), Message("assistant", "b")]]
+)
+def test_messages_that_no_folding_mends_are_refused(chatml: Tokenizer, wrong: list[Message]) -> None:
+    """Fails when a template's own refusal of a conversation ends as an error of the service."""
+    with pytest.raises(ParleyError) as caught:
+        builder(templated(chatml, MISTRAL), 500).build(wrong, None, None)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_VALUE, "messages")
+
+
+def test_a_template_that_passes_over_a_system_message_is_left_alone(chatml: Tokenizer) -> None:
+    """Fails when a system message is put into a user's turn although the template takes it as it is."""
+    silent = templated(chatml, "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}" + CHATML)
+    hi = [Message("user", "hi")]
+    assert builder(silent, 500).build(hi, None, None).ids == chatml.chat(hi)
 
 
 def test_whole_turns_are_dropped_from_the_start_and_told(chatml: Tokenizer) -> None:
@@ -168,6 +257,15 @@ def test_a_single_message_that_is_too_long_is_an_error(chatml: Tokenizer) -> Non
         builder(chatml, 120).build([Message("user", "word " * 400)], 20, None)
 
 
+def test_the_longest_answer_is_what_is_asked_else_the_default_and_has_room() -> None:
+    """Fails when an answer outgrows a shared context, or an encoder-decoder's or an upstream's is bounded by it."""
+    prompt = Prompt([0] * 90)
+    shared, own = (PromptBuilder(LastMessage(), 100, shared, "", "error") for shared in (True, False))
+    assert [shared.longest_answer(prompt, asked, 8) for asked in (None, 5, 50)] == [8, 5, 10]
+    assert [own.longest_answer(prompt, asked, 8) for asked in (None, 5, 50)] == [8, 5, 50]
+    assert [Passage("").longest_answer(prompt, asked, 8) for asked in (None, 5)] == [None, 5]
+
+
 def test_fewest_dropped_keeps_whole_turns() -> None:
     """Fails when what is kept starts with a reply to something that is gone."""
     kept = fewest_dropped(conversation(7), lambda rest: len(rest) <= 4)
@@ -194,3 +292,25 @@ def test_cleaned_up_text_is_streamed_as_it_is_decoded_whole(chatml: Tokenizer) -
     assert "".join(detokenizer.push([token]) for token in ids) + detokenizer.flush() == chatml.decode(
         ids, clean_up=True
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["▁a", "<0xC3>", "<0xA9>", "<0xE2>", "a"], "aé\ufffda"),
+        (["<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "▁a", "▁b"], "é\ufffd\ufffd a b"),
+        (["<0xC3>", "<0xA9>", "<0xE2>", "▁a", "<0xC3>", "<0xA9>", "<0xE2>", "a"], "é\ufffd aé\ufffda"),
+        (["<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "<0xAC>", "a"], "é€a"),
+        (["<0xC3>", "<0xA9>", "<0xE2>"], "é"),
+    ],
+)
+def test_r03_bytes_that_are_no_character_do_not_end_a_stream(tokens: list[str], text: str) -> None:
+    """R3. Fails when a run of byte tokens that turns invalid, as Llama 2's and Gemma's may, ends the answer or loses a
+    space or a character after it."""
+    vocabulary = {token: number for number, token in enumerate([f"<0x{byte:02X}>" for byte in range(256)])}
+    vocabulary |= {token: 256 + number for number, token in enumerate(["a", "▁a", "▁b"])}
+    backend = Backend(models.BPE(vocabulary, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    detokenizer = StreamText(backend)
+    assert "".join(detokenizer.push([vocabulary[token]]) for token in tokens) + detokenizer.flush() == text

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from parley.contract.limits import Limits
 from parley.settings import DEFAULT_SYSTEM_PROMPT, Settings
-from tests.conftest import ROOT, Served, clean_environment
+from tests.conftest import ROOT, Served, clean_environment, free_port, stop
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -41,6 +42,22 @@ def test_the_first_answer_is_the_models(service: Served) -> None:
         check=True,
     )
     assert done.stdout == shown
+
+
+def test_the_bento_is_served_as_written(tmp_path: Path) -> None:
+    """Fails when the shown `bentoml serve` ends at once because it would listen where everybody gets in."""
+    shown = re.search(r"^\$ (bentoml serve parley:latest.*)$", README, re.MULTILINE)
+    assert shown is not None
+    port = free_port()
+    words = shlex.split(shown.group(1).replace("parley:latest", "service:Parley"))
+    with (tmp_path / "log").open("wb") as log:
+        env = clean_environment({"PARLEY_ENGINE": "echo"})
+        command = [sys.executable, "-m", *words, f"--port={port}"]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        Served(f"http://127.0.0.1:{port}", process, tmp_path / "log").wait_until_ready()
+    finally:
+        stop(process)
 
 
 def test_a_result_comes_before_line_25() -> None:

@@ -24,7 +24,16 @@ from parley.engine.runners.seq2seq.chain import Chain
 from parley.engine.runners.seq2seq.cohort import Answer, Cohort
 from parley.engine.runners.seq2seq.rules import Rules
 from parley.engine.runners.seq2seq.runner import Seq2SeqRunner
-from tests.models_seq2seq import BUILDERS, POSITIONS, VOCABULARY, build_bart, build_blenderbot, build_flan_t5, prompts
+from tests.models_seq2seq import (
+    BLENDERBOT_GENERATION,
+    BUILDERS,
+    POSITIONS,
+    VOCABULARY,
+    build_bart,
+    build_blenderbot,
+    build_flan_t5,
+    prompts,
+)
 
 FORCED = {"forced_eos_token_id": 2}
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
@@ -216,6 +225,18 @@ def test_a_request_may_exceed_a_length_that_nobody_stated(tmp_path: Path, greedy
     job = Job(1, prompts(1, seed=2)[0], Sampling(max_tokens=33))
     assert len(run(load(path), [job])[1].tokens) == 33
     assert len(run(load(greedy_bart), [job])[1].tokens) <= 29
+
+
+def test_a_stated_length_is_told_and_asking_for_it_changes_nothing(blenderbot: Path, tmp_path: Path) -> None:
+    """Fails when the start token counts as one of the answer's, or transformers' assumed 20 tokens as the model's."""
+    runner = load(blenderbot)
+    assert runner.info.longest_answer == BLENDERBOT_GENERATION["max_length"] - 1
+    assert load(BUILDERS["t5"](tmp_path / "silent")).info.longest_answer is None
+    assert load(BUILDERS["t5"](tmp_path / "telling", max_new_tokens=30)).info.longest_answer == 30
+    asked = Sampling(max_tokens=runner.info.longest_answer)
+    texts = prompts(4, seed=2)
+    own = run(runner, [Job(i, text, Sampling()) for i, text in enumerate(texts)])
+    assert run(runner, [Job(i, text, asked) for i, text in enumerate(texts)]) == own
 
 
 def test_a_seed_concerns_its_own_request_alone(blenderbot: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import requests
 
+from parley.api.observed import Observed
+from parley.engine.engine import Delta, Finish
+from parley.telemetry.record import Head, Progress
 from tests.conftest import Served, serve
 from tests.scrape import only_record, scrape, total, until
 
@@ -80,6 +83,17 @@ def test_every_token_but_the_first_has_a_latency(echo_service: Served) -> None:
     first_wakeup = len("slow")
     assert total(after, f"{name}_count") - total(before, f"{name}_count") == usage["completion_tokens"] - first_wakeup
     assert 0.2 < total(after, f"{name}_sum") - total(before, f"{name}_sum") < seconds
+
+
+def test_tokens_that_were_seen_stay_counted() -> None:
+    """Fails when an upstream that does not count its tokens makes an answer cost nothing, or a counter go down."""
+    gaps: list[int] = []
+    observed = Observed(Progress(Head("", "", "", 0.0), lambda _, tokens: gaps.append(tokens)), 0)
+    for event in (Delta(0, "a", 1), Delta(0, "b", 2), Finish(0, "", "stop", 0, 0, None)):
+        observed.see(event)
+    assert (observed.tokens, gaps) == (3, [2])
+    observed.see(Finish(0, "", "stop", 7, 5, None))
+    assert (observed.tokens, observed.prompt_tokens, gaps) == (5, 7, [2, 2])
 
 
 def test_who_waits_is_told_apart_from_who_runs(narrow_service: Served) -> None:

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from parley.engine.answer import Answer
+from parley.engine.engine import Finish
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import hardware, transformers
@@ -120,6 +122,19 @@ def test_cached_tokens_are_those_whose_work_was_reused(runner: TransformersRunne
     assert [run(runner, together)[i].cached for i in range(3)] == [128] * 3
     runner._batch._processor.cache.evict_cached_blocks()
     assert cached(first) == 0
+
+
+def test_an_answer_ended_by_a_stop_string_tells_what_was_reused(runner: TransformersRunner) -> None:
+    """Fails when a prompt counts as read anew because a stop string, and not the model, ended its answer."""
+    (prompt,) = prompts(150)
+    said = run(runner, [Job(1, prompt, GREEDY)])[1].tokens
+    job = Job(2, prompt, Sampling(max_tokens=24, temperature=0, stop=(runner.detokenizer().push(said)[:1],)))
+    runner.add(job)
+    answer = Answer(job, runner.detokenizer())
+    events = [answer.advance(step) for _ in said for step in runner.step()]
+    ended = next(event for event in events if isinstance(event, Finish))
+    assert ended.completion_tokens < len(said)
+    assert (ended.reason, ended.cached_tokens) == ("stop", 128)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +266,12 @@ def test_any_of_several_end_tokens_ends_the_answer_unseen(tmp_path: Path, llama:
     ended = run(transformers.load(folder, FLOAT32, "a test"), [Job(1, text, GREEDY)])[1]
     assert ended.finish == "stop"
     assert ended.tokens == plain[: plain.index(plain[9])]
+
+
+def test_the_length_that_the_generation_config_states_is_told(tmp_path: Path, runner: TransformersRunner) -> None:
+    """Fails when the model's own limit of an answer reaches nobody, or one is made up."""
+    stated = transformers.load(folder_of(build_llama(tmp_path / "model", max_new_tokens=7)), FLOAT32, "a test")
+    assert (stated.info.longest_answer, runner.info.longest_answer) == (7, None)
 
 
 def test_an_answer_ends_where_the_context_does(runner: TransformersRunner) -> None:

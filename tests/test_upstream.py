@@ -13,6 +13,7 @@ from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Delta, Event, Failure, Finish, State
 from parley.engine.runner import Sampling
+from parley.engine.upstream import engine as upstream_engine
 from parley.engine.upstream import reading
 from parley.engine.upstream.engine import UpstreamEngine
 from parley.engine.upstream.fault import retry_after
@@ -114,6 +115,44 @@ async def test_an_upstream_that_goes_and_comes_back() -> None:
                 await asyncio.sleep(0.02)
         assert text_of(await answer(engine)) == "all of it"
     assert engine.health().restarts == 1
+    await engine.drain(0)
+
+
+async def test_what_an_upstream_refuses_on_its_way_back_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a proxy's refusal, or an empty list, after a short outage leaves the service without its upstream."""
+    monkeypatch.setattr(upstream_engine, "FIRST_PAUSE", 0.01)
+    port = free_port()
+    service = chat_service(streams(WHOLE))
+    statuses = ("401 Unauthorized", "403 Forbidden", "404 Not Found", "520 Unknown")
+    refusals = iter([*(answers(status, b"{}") for status in statuses), answers("200 OK", b'{"data": []}')])
+    details: list[str] = []
+
+    def returning(request: bytes, say: Say) -> None:
+        details.append(engine.health().detail)
+        next(refusals, service)(request, say)
+
+    engine = UpstreamEngine(Address(f"http://127.0.0.1:{port}/v1"), QUICK)
+    with scripted(service, port):
+        await engine.start()
+        await asyncio.wait_for(engine.settled(), 10)
+    await asyncio.sleep(0.05)
+    with pytest.raises(ParleyError):
+        await answer(engine)
+    with scripted(returning, port):
+        async with asyncio.timeout(10):
+            while engine.health().state is not State.READY:
+                assert engine.health().state is State.RESTARTING, engine.health().detail
+                await asyncio.sleep(0.005)
+        assert text_of(await answer(engine)) == "all of it"
+    said = (
+        "cannot be reached",
+        "refused this service's API key",
+        "does not allow",
+        "lists no models",
+        "520",
+        "no models",
+    )
+    assert [part in detail for part, detail in zip(said, details, strict=False)] == [True] * len(said), details
     await engine.drain(0)
 
 

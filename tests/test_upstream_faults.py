@@ -203,6 +203,16 @@ def test_a_wait_is_passed_on_and_the_field_at_fault_named(outcomes: dict[str, Ou
     assert outcomes["bad-request"].error["param"] is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("answers", [1, 2])
+def test_a_refusal_says_as_much_to_who_asks_for_several_answers(front: Served, answers: int, stream: bool) -> None:
+    """Fails when the time to come back, or the parameter at fault, is lost on the way of several answers."""
+    busy = ask(front, "busy-for-long", stream, n=answers)
+    assert (busy.status_code, busy.headers["retry-after"]) == (429, "30")
+    refused = ask(front, "unsupported", stream, n=answers, temperature=1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
+
+
 def test_usage_and_cost_are_the_upstreams(front: Served) -> None:
     """Fails when tokens are counted here instead, or the cost that an upstream tells is lost."""
     usage = ask(front, "whole", stream=False).json()["usage"]

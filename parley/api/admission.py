@@ -45,11 +45,8 @@ class Admission:
         self._waiting: deque[Place] = deque()
         self.running = 0
         """Answers with a place in the batch."""
-
-    @property
-    def waiting(self) -> int:
-        """Answers inside that have no place in the batch yet."""
-        return sum(place.answers for place in self._waiting)
+        self.waiting = 0
+        """Answers inside that have no place in the batch yet: a number, as other threads read it."""
 
     def enter(
         self, answers: int, patience: float | None, now: float, jitter: float, start: Callable[[], None]
@@ -74,6 +71,7 @@ class Admission:
                 raise _refused("The queue is longer than the time that the client gave.", wait - patience, jitter)
         place = Place(now, answers, start)
         self._waiting.append(place)
+        self.waiting += answers
         self._fill(now)
         return place
 
@@ -87,6 +85,7 @@ class Admission:
         """Lets one request out; those who waited longest take what it leaves free."""
         if place.started is None:
             self._waiting.remove(place)
+            self.waiting -= place.answers
         else:
             self.running -= place.answers
             self._measure(now - place.started)
@@ -107,6 +106,7 @@ class Admission:
         while self._waiting and self._fits(self._waiting[0].answers):
             place = self._waiting.popleft()
             place.started = now
+            self.waiting -= place.answers
             self.running += place.answers
             place.start()
 

@@ -71,7 +71,7 @@ class Timed:
 
     def _cut(self) -> Event:
         if tokens := self.observed.tokens:
-            return Finish(self._index, "", "length", self.observed.prompt_tokens, tokens, 0)
+            return Finish(self._index, "", "length", self.observed.prompt_tokens, tokens, None)
         return Failure(self._index, ErrorCode.DEADLINE_EXCEEDED, TOO_LONG)
 
 
@@ -109,4 +109,4 @@ async def _pump(answer: EventSource, index: int, queue: asyncio.Queue[Event]) ->
             await queue.put(event)
         await queue.put(event)
     except ParleyError as error:
-        await queue.put(Failure(index, error.code, error.message))
+        await queue.put(Failure.of(index, error))

@@ -76,7 +76,7 @@ class Chat:
         engine: where answers come from.
         builder: makes the prompt builder for a loaded model.
         admission: the door in front of the engine.
-        max_tokens: longest answer where neither the request nor the model says one.
+        max_tokens: longest answer where neither the request nor the model says one; an upstream keeps to its own.
         served: the model's name in `GET /v1/models`.
         longest: seconds after which an answer is ended.
     """
@@ -165,7 +165,7 @@ class Chat:
             while left:
                 event = await events.next(take)
                 if isinstance(event, Failure):
-                    raise ParleyError(event.code, event.message)
+                    raise event.error()
                 take(event)
                 left -= isinstance(event, Finish)
         return Completion([Answer.of(part) for part in parts], prompt)
@@ -201,10 +201,8 @@ class Chat:
         builder = self.builder
         length = sum(len(message.content) for message in messages)
         prompt = await off_loop(length, lambda: builder.build(messages, sampling.max_tokens, policy))
-        room = builder.room_for_answer(prompt)
-        if room is None:
-            return prompt, sampling
-        limit = min(room, sampling.max_tokens or self._max_tokens)
+        otherwise = self.info.longest_answer or self._max_tokens
+        limit = builder.longest_answer(prompt, sampling.max_tokens, otherwise)
         return prompt, replace(sampling, max_tokens=limit)
 
 

@@ -179,7 +179,7 @@ class CompletionFrames:
             return "" if event.tokens else KEEP_ALIVE
         if isinstance(event, Failure):
             self.over = True
-            return error_frame(ParleyError(event.code, event.message))
+            return error_frame(event.error())
         self._finishes.append(event)
         self.over = len(self._finishes) == self._answers
         return self._chunks.last(event, told(event.logprobs)) + (self._end() if self.over else "")

@@ -26,6 +26,9 @@ from parley.telemetry.record import current
 ANSWERING = ("/chat", "/v1/chat/completions")
 """Routes that need a place in the engine's batch."""
 
+COUNTED = (*ANSWERING, "/tokenize")
+"""Routes that a key may ask so often a minute: pages and scrapers ask the others every few seconds, for nothing."""
+
 REDIRECTS = (301, 302, 303, 307, 308)
 
 logger = logging.getLogger("parley.api")
@@ -114,9 +117,11 @@ class Gate:
 
     def _admit(self, scope: Scope) -> Key | None:
         """Whose request it is; routes find the key in the request's state."""
-        key = self._keyring.admit(scope, time.monotonic())
+        key = self._keyring.admit(scope)
         current().key = key.name if key else None
         scope.setdefault("state", {})["key"] = key
+        if key and scope["method"] == "POST" and scope["path"] in COUNTED:
+            key.request(time.monotonic())
         return key
 
     def _check(self, path: str, body: bytes) -> None:

@@ -128,17 +128,19 @@ class Recordings:
         """Answers from a recording, which is made now if there is none.
 
         Raises:
-            ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before.
+            ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before, which has not failed.
         """
         now = asyncio.get_running_loop().time()
         self._forget(now)
         name = (asked.owner, asked.key)
         recording = self._kept.get(name)
+        if recording is not None and recording.failed:
+            recording = None
+        again = recording is not None
         if recording is not None and recording.digest != asked.digest:
             message = "This Idempotency-Key was used for another request; take a new key for a new request."
             raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
-        again = recording is not None and not recording.failed
-        if recording is None or recording.failed:
+        if recording is None:
             recorded = {**scope, WRITE: refuse}  # every piece by `send`, so that the recording has it
             recording = Recording(asked.digest, now, lambda take: app(recorded, replay(body, _never), take))
             self._kept[name] = recording

@@ -49,6 +49,7 @@ class KeyEntry(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the key, in hexadecimal digits."""
     requests_per_minute: PerMinute | None = None
+    """For answers and for token counts; what the service tells of itself is free."""
     tokens_per_minute: PerMinute | None = None
     """Of prompts and answers together; an answer under way is not cut, but its debt must be paid off first."""
     concurrent_streams: Annotated[int, Field(ge=1, le=2**31)] | None = None
@@ -104,7 +105,14 @@ class Key:
             self._requests.take(1)
 
     def begin(self, answers: int, now: float) -> None:
-        """Begins answers; raises what `request` raises."""
+        """Begins answers.
+
+        Raises:
+            ParleyError: what `request` raises; `INVALID_VALUE` for more answers than may ever be under way.
+        """
+        if self._streams is not None and answers > self._streams:
+            message = f"n: this API key may have {self._streams} answers at the same time; ask for no more"
+            raise ParleyError(ErrorCode.INVALID_VALUE, message, "n")
         if self._tokens is not None:
             _refuse("tokens a minute", self._tokens.seconds_short(now))
         if self._streams is not None and self._under_way + answers > self._streams:
@@ -140,11 +148,11 @@ class Keyring:
         """Whether no key is asked for."""
         return not self._keys
 
-    def admit(self, scope: Scope, now: float) -> Key | None:
+    def admit(self, scope: Scope) -> Key | None:
         """Whose request it is; None on a service or a path that is open to all.
 
         Raises:
-            ParleyError: `INVALID_API_KEY` without a good key, `RATE_LIMIT_EXCEEDED` beyond the key's requests.
+            ParleyError: `INVALID_API_KEY` without a good key.
         """
         if self.open_to_all or is_open(scope):
             return None
@@ -152,7 +160,6 @@ class Keyring:
         if key is None:
             message = "A good API key is needed here, sent as 'Authorization: Bearer KEY'."
             raise ParleyError(ErrorCode.INVALID_API_KEY, message)
-        key.request(now)
         return key
 
     def _find(self, authorization: str) -> Key | None:

@@ -37,7 +37,8 @@ class Observed:
             logger.error("the engine failed on this request: %s", event.message)
             self._reason, self._progress.code = "error", event.code
         else:
-            self._count(event.completion_tokens - self._tokens)
+            # What was seen stays counted: not every upstream tells how many there were.
+            self._count(max(0, event.completion_tokens - self._tokens))
             self._reason, self._cached = event.reason, event.cached_tokens
             self.prompt_tokens = event.prompt_tokens
 

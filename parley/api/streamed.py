@@ -82,7 +82,7 @@ class Opening:
             prompt, events = await self._stack.enter_async_context(self._answers)
             first = await events.next()
         if isinstance(first, Failure):
-            raise ParleyError(first.code, first.message)
+            raise first.error()
         return Begun(prompt, events, first)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from parley.contract.chat import Message
-from parley.contract.errors import ErrorCode
+from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.runner import FinishReason, ModelInfo, Sampling
 
 
@@ -61,6 +61,18 @@ class Failure(Struct, frozen=True, array_like=True, tag=2):
     id: int
     code: ErrorCode
     message: str
+    param: str | None = None
+    retry_after: float | None = None
+    """Seconds after which a retry is worth it, if that is known."""
+
+    @classmethod
+    def of(cls, stream_id: int, error: ParleyError) -> "Failure":
+        """An error as the end of an answer."""
+        return cls(stream_id, error.code, error.message, error.param, error.retry_after)
+
+    def error(self) -> ParleyError:
+        """The same as what is raised."""
+        return ParleyError(self.code, self.message, self.param, self.retry_after)
 
 
 Event = Delta | Finish | Failure

@@ -4,13 +4,18 @@ import math
 import os
 from pathlib import Path
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP = Path("/sys/fs/cgroup")
+"""This process's cgroup, as a container sees it."""
+
+_MEMORY = ("memory.max", "memory/memory.limit_in_bytes")
+_CPU_TIME = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""The files of versions 2 and 1."""
 
 
 def memory_limit() -> int:
     """Bytes of memory that this process may use: the smallest of the machine's and its cgroup's."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for path in _CGROUP_LIMITS if (text := _read(path)).isdigit()]
+    limits = [int(text) for name in _MEMORY if (text := _read(name)).isdigit()]
     return min([machine, *limits])
 
 
@@ -35,13 +40,19 @@ def cache_blocks(block_bytes: int, blocks_of_one: int, batch: int, memory: int, 
     return min(wanted, memory // block_bytes)
 
 
-def core_limit() -> int:
-    """Whole cores that this process may use: the smaller of its affinity and its cgroup's CPU quota, at least one."""
+def core_quota() -> int | None:
+    """Whole cores whose time the cgroup's CPU quota gives, at least one; None where it gives all that there are.
+
+    The libraries count the cores that they may run on and do not read the quota: their threads would use up a period's
+    time in its first part, and then all wait for the next one.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
+    told = [" ".join(map(_read, names)).split() for names in _CPU_TIME]
+    shares = [int(time[0]) // int(time[1]) for time in told if len(time) == 2 and time[0].isdigit()]
+    quota = max(1, min(shares, default=cores))
+    return quota if quota < cores else None
 
 
-def _read(path: str) -> str:
-    file = Path(path)
+def _read(name: str) -> str:
+    file = CGROUP / name
     return file.read_text("ascii").strip() if file.is_file() else ""

@@ -14,9 +14,6 @@ from parley.engine.runner import Placement, Runner
 LIBRARIES = {"openvino": "openvino_genai", "transformers": "torch", "seq2seq": "torch", "echo": "msgspec"}
 """The package that each engine needs."""
 
-EXTRAS = {"openvino": "openvino", "transformers": "torch", "seq2seq": "torch"}
-"""The extra of this project that installs it."""
-
 
 class Launch(Struct, frozen=True):
     """Everything that the engine process is told at its start."""
@@ -73,10 +70,8 @@ def choose(
             "openvino and transformers"
         )
     if not installed(choice.engine):
-        raise ModelError(
-            f"the {choice.engine} engine needs {LIBRARIES[choice.engine]}, which is not installed: "
-            f"pip install 'parley[{EXTRAS[choice.engine]}]'"
-        )
+        library = LIBRARIES[choice.engine]
+        raise ModelError(f"the {choice.engine} engine needs {library}, which is not installed: pip install {library}")
     return choice
 
 

@@ -17,13 +17,13 @@ import traceback
 import msgspec
 
 from parley.contract.errors import ErrorCode
-from parley.crash import report_without_messages
+from parley.crash import report_without_messages, without_message
 from parley.engine.answer import Answer
 from parley.engine.engine import Delta, Event, Failure
 from parley.engine.launch import Launch, load_runner
 from parley.engine.model import ModelError
 from parley.engine.outbox import Outbox
-from parley.engine.runner import CacheReporter, Job, Runner
+from parley.engine.runner import CacheReporter, Job, Runner, Step
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
 from parley.startup import end_with_parent
 
@@ -120,13 +120,23 @@ class Loop:
             answer = self._answers.get(step.id)
             if answer is None:
                 continue
-            event = answer.advance(step)
+            event = _advanced(answer, step)
             if not isinstance(event, Delta):
                 del self._answers[step.id]
                 if step.finish is None and step.error is None:
                     self._runner.cancel(step.id)
             self._outbox.put(event)
         self.steps += 1
+
+
+def _advanced(answer: Answer, step: Step) -> Event:
+    """The event of one step; an answer that cannot be turned into text fails, and no other does."""
+    try:
+        return answer.advance(step)
+    except Exception as error:  # noqa: BLE001 - a tokenizer's decoder raises what it likes; the other answers must not pay for it
+        print(f"parley: an answer ended on:\n{without_message(error)}", file=sys.stderr, flush=True)
+        message = f"the answer could not be turned into text ({type(error).__name__})"
+        return Failure(step.id, ErrorCode.ENGINE_ERROR, message)
 
 
 def _beat(link: Link, loop: Loop) -> None:

@@ -22,7 +22,7 @@ class Sampling(Struct, frozen=True, array_like=True):
     """How to choose tokens. `None` means the model's own generation config."""
 
     max_tokens: int | None = None
-    """Most tokens to generate."""
+    """Most tokens to generate; the API always says it to an engine of our own."""
     temperature: float | None = None
     """Below `GREEDY_BELOW` it is greedy."""
     top_p: float | None = None
@@ -56,8 +56,8 @@ class Step(Struct, frozen=True):
     """What one step did for one job: the tokens it added, and how it ended, if it did.
 
     `tokens` never holds an end-of-sequence token. `error` is a sentence for the log, without user text; such a job
-    failed alone and is gone. `cached` is the number of prompt tokens whose work was reused, known once the job ends;
-    None where the library does not tell.
+    failed alone and is gone. `cached` is the number of prompt tokens whose work was reused, told with each token, since
+    a stop string may make any of them the last; None where the library does not tell.
     """
 
     id: int
@@ -88,6 +88,11 @@ class ModelInfo(Struct, frozen=True):
     """Number of token ids; None where it is not told, and no parameter names tokens by their ids."""
     streams: bool = True
     """False where the answer comes in one piece (beam search)."""
+    longest_answer: int | None = None
+    """Most tokens of an answer that the model's generation config states; None where it states none.
+
+    A decoder-only model's `max_length` counts the prompt as well, and so states none.
+    """
 
 
 class Placement(Struct, frozen=True):

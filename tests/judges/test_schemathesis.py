@@ -21,7 +21,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys.write_text(f'[[keys]]\nname = "judge"\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
     limits = {"MESSAGES": "20", "MESSAGE_CHARS": "1000", "MAX_TOKENS": "8", "LOGIT_BIAS": "10", "N": "2"}
     settings = {f"PARLEY_LIMIT_{name}": value for name, value in limits.items()}
-    with serve({"PARLEY_KEYS_FILE": str(keys), "PARLEY_MAX_TOKENS": "4", **settings}) as served:
+    with serve({"PARLEY_KEYS_FILE": str(keys), **settings}) as served:
         yield served
 
 

@@ -1,9 +1,8 @@
 """Where torch puts a model on this machine, and how much memory its cache may take there."""
 
-import os
-
 import torch
 
+from parley.engine.hardware import memory_limit
 from parley.engine.model import ModelError
 from parley.engine.runner import Placement
 
@@ -50,12 +49,12 @@ def dtype(placement: Placement, where: torch.device, stored: str) -> torch.dtype
 
 
 def cache_bytes(where: torch.device) -> int:
-    """Memory that the key-value cache may take: most of what is free on a GPU, a share of what a computer has."""
+    """Memory that the key-value cache may take: most of what is free on a GPU, a share of what this container has."""
     if where.type == "cuda":
         return int(torch.cuda.mem_get_info(where)[0] * 0.7)
     if where.type == "mps":
         return int(torch.mps.recommended_max_memory() * 0.3)
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.15)
+    return int(memory_limit() * 0.15)
 
 
 def _best_device() -> str:

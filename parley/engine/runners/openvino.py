@@ -6,6 +6,7 @@ another model. Neither torch nor transformers is imported.
 
 import json
 import math
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class OpenVINORunner:
             "max_new_tokens": sampling.max_tokens,
             "top_p": sampling.top_p and max(sampling.top_p, SMALLEST_TOP_P),
             "top_k": sampling.top_k,
-            "rng_seed": None if sampling.seed is None else sampling.seed % 2**63,
+            "rng_seed": secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**63,  # its default is 0
             "repetition_penalty": sampling.repetition_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "presence_penalty": sampling.presence_penalty,
@@ -166,9 +167,15 @@ class GenerationDefaults:
         if self._config.get("num_beams", 1) != 1:
             raise ModelError(f"{folder.name} asks for beam search: set PARLEY_ENGINE=transformers")
 
+    @property
+    def longest_answer(self) -> int | None:
+        """Most tokens of an answer, if it says so."""
+        tokens: int | None = self._config.get("max_new_tokens")
+        return tokens
+
     def as_keywords(self) -> dict[str, Any]:
         """Keyword arguments for the pipeline's `GenerationConfig`."""
-        known = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+        known = ("temperature", "top_p", "top_k", "repetition_penalty")
         given = {name: self._config[name] for name in known if self._config.get(name) is not None}
         return {**given, "do_sample": bool(self._config.get("do_sample")), "stop_token_ids": self.stop_token_ids}
 
@@ -222,7 +229,8 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     pipeline = _pipeline(export, placement, dtype, folder.config, context)
     # Grammars are made from the vocabulary of the export's own tokenizer.
     structured = ["response_format"] if (export / "openvino_tokenizer.xml").is_file() else []
-    info = ModelInfo("openvino", reason, "cpu", dtype, context, [*_HONOURED, *structured])
+    honoured = [*_HONOURED, *structured]
+    info = ModelInfo("openvino", reason, "cpu", dtype, context, honoured, longest_answer=defaults.longest_answer)
     return OpenVINORunner(pipeline, defaults, Tokenizer.from_file(str(folder.path / "tokenizer.json")), info)
 
 
@@ -265,5 +273,6 @@ def _pipeline(export: Path, placement: Placement, dtype: str, config: dict[str, 
     scheduler.dynamic_split_fuse = True
     properties: dict[str, Any] = dict(PRECISIONS[dtype])
     if placement.threads:
-        properties["INFERENCE_NUM_THREADS"] = placement.threads
+        # Threads fewer than the cores would be bound to the first ones, and another process's to the same.
+        properties |= {"INFERENCE_NUM_THREADS": placement.threads, "ENABLE_CPU_PINNING": False}
     return genai.ContinuousBatchingPipeline(str(export), scheduler, "CPU", properties)

@@ -4,7 +4,8 @@ Rules that always hold:
 1. What fails before the first byte of an answer is raised, so that our client gets a status; what fails after it is a
    terminal event, and is not tried again.
 2. An answer that nobody reads any more is cancelled: its connection is closed, which tells the upstream.
-3. When the upstream cannot be reached, nothing is sent until it answers again.
+3. When the upstream cannot be reached, nothing is sent until it answers again. What it refuses ends the engine only
+   before it has told what it serves: what was possible once is worth another try.
 """
 
 import asyncio
@@ -112,7 +113,7 @@ class UpstreamEngine:
             self._settled.set()
 
     async def _connect(self) -> None:
-        """Asks what the upstream serves until it tells."""
+        """Asks what the upstream serves until it tells, or refuses before it has ever told."""
         pause = FIRST_PAUSE
         try:
             while not await self._ask():
@@ -125,13 +126,22 @@ class UpstreamEngine:
         try:
             model = choose(await self._transport.models(), self._address.model)
         except Fault as fault:
-            if not fault.passing:
+            if self.info is None and not fault.passing:
                 raise ModelError(f"{self._address.url}: {fault.error.message} (PARLEY_UPSTREAM_API_KEY)") from fault
-            self._enter(self._state, f"{fault.error.message.rstrip('.')}; it is asked again")
+            self._put_off(fault.error.message)
+            return False
+        except ModelError as error:
+            if self.info is None:
+                raise
+            self._put_off(str(error))
             return False
         self._model, self.info = model.id, info_of(model)
-        self._enter(State.READY, "the upstream answers")
+        if self._state is not State.DRAINING:
+            self._enter(State.READY, "the upstream answers")
         return True
+
+    def _put_off(self, cause: str) -> None:
+        self._enter(self._state, f"{cause.rstrip('.')}; it is asked again")
 
     def _lose(self) -> None:
         """The upstream cannot be reached: nothing is sent to it until it can."""

@@ -8,7 +8,7 @@ A request changes the search as follows; everything it does not name stays the m
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import GenerationConfig
@@ -39,11 +39,18 @@ class Generation:
     """Every field that `_SERVED` names has a value; `max_length` and `min_length` count the start token."""
     ceiling: int
     """The highest `max_length` that a request may have."""
+    stated: bool
+    """Whether the model's config says how long an answer may be."""
 
     @property
     def start(self) -> int:
         """The decoder's start token."""
         return int(self.config.decoder_start_token_id)
+
+    @property
+    def longest_answer(self) -> int | None:
+        """Most tokens of an answer, without the start token; None where the model's config does not say it."""
+        return self.config.max_length - 1 if self.stated else None
 
     @property
     def ending(self) -> Ending:
@@ -62,7 +69,7 @@ class Generation:
                 setattr(config, name, value)
         if sampling.max_tokens is not None:
             config.max_length = min(sampling.max_tokens + 1, self.ceiling)
-        return Generation(config, self.ceiling)
+        return replace(self, config=config)
 
 
 def complete(config: GenerationConfig, positions: int, vocabulary: int) -> Generation:
@@ -89,7 +96,7 @@ def complete(config: GenerationConfig, positions: int, vocabulary: int) -> Gener
         filled.min_length = config.min_new_tokens + 1
     _normalise_tokens(filled)
     _refuse(filled, vocabulary)
-    return Generation(filled, filled.max_length if stated else positions + 1)
+    return Generation(filled, filled.max_length if stated else positions + 1, stated)
 
 
 def _max_length(filled: GenerationConfig, stated: bool) -> int:

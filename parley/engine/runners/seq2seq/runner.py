@@ -117,6 +117,7 @@ class Seq2SeqRunner:
             parameters=_PARAMETERS,
             vocabulary=self._vocabulary,
             streams=self._generation.config.num_beams == 1,
+            longest_answer=self._generation.longest_answer,
         )
 
     @property

@@ -39,7 +39,7 @@ class Progress:
     token: int | None = None
     finished: bool = False
     cached: int | None = None
-    """Prompt tokens found in the cache; given with a request's first token."""
+    """Prompt tokens found in the cache; given with each token."""
     error: str | None = None
 
 

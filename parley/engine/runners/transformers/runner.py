@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from parley.engine.model import ModelError, ModelFolder
-from parley.engine.runner import Job, ModelInfo, Placement, Step
+from parley.engine.runner import FinishReason, Job, ModelInfo, Placement, Step
 from parley.engine.runners import hardware
 from parley.engine.runners.transformers.batch import Batch, Progress
 from parley.engine.runners.transformers.sampler import Answer, Sampler, begin
@@ -108,6 +108,7 @@ class TransformersRunner:
             context_length=min(_positions(model), self._batch.capacity),
             parameters=_PARAMETERS,
             vocabulary=model.config.get_text_config().vocab_size,
+            longest_answer=config.max_new_tokens,
         )
 
     @property
@@ -156,10 +157,11 @@ class TransformersRunner:
         stopped = progress.token in self._eos
         tokens = [] if stopped or progress.token is None else [progress.token]
         told = _told(answer) if tokens and answer.asked.logprobs else {}
-        if not progress.finished:
-            return Step(answer.job.id, tokens, **told)
-        del self._answers[progress.id]
-        return Step(answer.job.id, tokens, "stop" if stopped else "length", cached=progress.cached or 0, **told)
+        finish: FinishReason | None = None
+        if progress.finished:
+            del self._answers[progress.id]
+            finish = "stop" if stopped else "length"
+        return Step(answer.job.id, tokens, finish, cached=progress.cached, **told)
 
     def _fault(self, job: Job) -> str | None:
         """Why a job cannot be served at all."""
@@ -173,9 +175,9 @@ class TransformersRunner:
         return None
 
     def _limit(self, job: Job) -> int:
-        """Most tokens of the answer: the job's, else the model's, never more than the context has room for."""
+        """Most tokens of the answer: never more than the context has room for."""
         room = self._info.context_length - len(job.prompt)
-        return min(job.sampling.max_tokens or self._config.max_new_tokens or room, room)
+        return min(job.sampling.max_tokens or room, room)
 
 
 def _told(answer: Answer) -> dict[str, Any]:
