@@ -13,13 +13,16 @@ from torch import Tensor
 
 from training.model import Model, Shape
 
+_WORTH_COMPILING = 1_000_000
+"""Tokens from which on a faster step makes up for the half minute that compiling takes."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """How to train. The rate falls to nothing as `minutes` or `tokens`, whichever is used up first, run out."""
 
     minutes: float = 170.0
-    tokens: int = 64_000_000
+    tokens: int = 58_000_000
     batch_tokens: int = 4096
     warmup_tokens: int = 250_000
     matrix_rate: float = 0.02
@@ -36,7 +39,7 @@ class Trainer:
         self.plan, self.folder = plan, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Model(shape).to(self.device)
-        if shutil.which("c++"):
+        if plan.tokens >= _WORTH_COMPILING and shutil.which("c++"):
             self.model.compile_parts()
         self.optimizers = _optimizers(self.model, plan)
         self.step = self.tokens = 0
