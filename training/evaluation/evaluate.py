@@ -12,8 +12,9 @@ from training.corpus.book import Book
 from training.corpus.writer import conversations
 from training.evaluation.case import GROUPS, Case
 from training.evaluation.fact_cases import FactCases
+from training.evaluation.leaks import leaks
 from training.evaluation.talk_cases import TalkCases
-from training.paths import HELD_OUT
+from training.paths import HELD_OUT, PHRASINGS
 from training.speaker import Message, Reply, Speaker
 
 _SCRIPTS, _LONGEST = 200, 80
@@ -74,7 +75,9 @@ def markdown(table: dict[str, tuple[int, int]]) -> str:
 
 
 def check_held_out(book: Book, cases: list[Case], seed: int) -> None:
-    """Raise ValueError when what a case says stands in a big sample of the corpus."""
+    """Raise ValueError when the corpus's templates write a held-out wording, or a big sample of it holds a case."""
+    if written := leaks(book, PHRASINGS):
+        raise ValueError(f"held-out wordings that templates write: {written}")
     talks = islice(conversations(book, seed), _SAMPLE)
     seen = {_bare(message["content"]) for talk in talks for message in talk if message["role"] == "user"}
     leaked = {turn for case in cases for turn in case.turns if _bare(turn) in seen}
