@@ -174,18 +174,6 @@ def same_question_in_vain(talk: Talk) -> Turn | None:
     return _lacking(talk, lacking[0], text)
 
 
-def beyond(talk: Talk) -> Turn | None:
-    """A question about a subject, by name or pronoun, for something that the knowledge holds of nobody."""
-    by_pronoun = talk.subject is not None and talk.rng.random() < 0.6
-    subject = talk.subject if talk.subject and by_pronoun else talk.book.pick(talk.rng)
-    if subject.kind not in talk.book.beyond:
-        return None
-    values = talk.book.slots_of[subject.name] | name_slots(subject, talk.rng)
-    names = _pronouns(talk.book, subject) if by_pronoun else values
-    text = talk.write(talk.book.beyond[subject.kind]["asks"], **names)
-    return _lacking(talk, subject, framed(text, talk))
-
-
 def _lacks(book: Book, subject: Subject, fact: FactKind) -> bool:
     return any(missing.key == fact.key for missing in book.missing(subject))
 
