@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -156,6 +157,56 @@ async def test_what_an_upstream_refuses_on_its_way_back_is_asked_again(monkeypat
     await engine.drain(0)
 
 
+async def test_a_first_list_that_is_late_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when an upstream that is slow to start ends the service, and its key gets the blame."""
+    monkeypatch.setattr(upstream_engine, "FIRST_PAUSE", 0.01)
+    scripts = iter([silence])
+
+    def slow_at_first(request: bytes, say: Say) -> None:
+        script = next(scripts, None)
+        chat_service(streams(WHOLE))(request, say) if script is None else script(say)
+
+    with scripted(slow_at_first) as server:
+        async with connected(server.url, Patience(connect=0.1)) as engine:
+            assert engine.health().state is State.READY, engine.health().detail
+    assert len(server.requests) == 2
+
+
+async def test_a_stop_is_not_undone_by_an_upstream_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a service that is stopping calls itself ready again, and gets requests that it will cut."""
+    monkeypatch.setattr(upstream_engine, "FIRST_PAUSE", 0.01)
+    port = free_port()
+    asked, told_at = threading.Event(), threading.Event()
+
+    def endless(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD + chunked(text("slow")))
+        silence(say)
+
+    def returning(request: bytes, say: Say) -> None:
+        asked.set()
+        told_at.wait(5)
+        chat_service(streams(WHOLE))(request, say)
+
+    engine = UpstreamEngine(Address(f"http://127.0.0.1:{port}/v1"), Patience())
+    with scripted(chat_service(endless), port):
+        await engine.start()
+        await asyncio.wait_for(engine.settled(), 10)
+        events = engine.generate(HELLO, Sampling())
+        await events.next()
+    await asyncio.sleep(0.05)
+    with pytest.raises(ParleyError):
+        await answer(engine)
+    with scripted(returning, port):
+        assert await asyncio.to_thread(asked.wait, 10)
+        draining = asyncio.create_task(engine.drain(0.5))
+        await asyncio.sleep(0)
+        told_at.set()
+        while not draining.done():
+            assert engine.health().state is State.DRAINING
+            await asyncio.sleep(0.01)
+    assert await draining == 1
+
+
 async def test_draining_lets_answers_finish_and_then_ends_them() -> None:
     """Fails when a stop cuts an answer that would have finished, or waits for one that never will."""
 
@@ -176,6 +227,16 @@ async def test_draining_lets_answers_finish_and_then_ends_them() -> None:
             assert isinstance(last, Failure)
             assert last.code is ErrorCode.DRAINING
             assert await draining == 1
+
+
+async def test_a_refusal_in_the_middle_of_an_answer_names_its_field() -> None:
+    """Fails when what an upstream refuses late is told without the field that has to be changed."""
+    refusal = b"data: " + told(400, param="temperature") + b"\n\n"
+    with scripted(chat_service(streams(text("so far"), refusal))) as server:
+        async with connected(server.url) as engine:
+            last = (await answer(engine))[-1]
+    assert isinstance(last, Failure)
+    assert (last.code, last.param) == (ErrorCode.INVALID_VALUE, "temperature")
 
 
 async def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

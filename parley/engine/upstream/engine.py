@@ -126,8 +126,9 @@ class UpstreamEngine:
         try:
             model = choose(await self._transport.models(), self._address.model)
         except Fault as fault:
-            if self.info is None and not fault.passing:
-                raise ModelError(f"{self._address.url}: {fault.error.message} (PARLEY_UPSTREAM_API_KEY)") from fault
+            if self.info is None and not fault.passing and fault.error.code is not ErrorCode.DEADLINE_EXCEEDED:
+                settings = "PARLEY_UPSTREAM_URL, PARLEY_UPSTREAM_API_KEY"
+                raise ModelError(f"{self._address.url}: {fault.error.message} ({settings})") from fault
             self._put_off(fault.error.message)
             return False
         except ModelError as error:
@@ -213,7 +214,7 @@ class UpstreamEngine:
             failure = ParleyError(ErrorCode.DRAINING, "The service stopped before this answer was complete.")
             raise
         finally:
-            stream.push(Failure(stream.id, failure.code, failure.message))
+            stream.push(Failure.of(stream.id, failure))
             await body.aclose()
 
     async def _read(self, body: Body, stream: Stream, ends: float) -> None:
