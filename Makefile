@@ -121,7 +121,7 @@ SBOM ?= artifacts/parley.cdx.json
 
 # BASE_IMAGE, PIP_CONF and CA_BUNDLE say where to build from on a machine behind a mirror: deploy/mirror.py.
 image: .venv/run.stamp
-	$(BIN)/python deploy/image.py --model "$(MODEL)" $(if $(GPU),--gpu) --image "$(IMAGE)"
+	$(BIN)/python deploy/image.py --model "$(MODEL)" $(if $(GPU),--gpu)$(if $(WITH_TORCH),--torch) --image "$(IMAGE)"
 	$(BIN)/python deploy/client_image.py --image "$(CLIENT_IMAGE)"
 
 push: .venv/run.stamp

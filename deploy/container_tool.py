@@ -77,7 +77,7 @@ class ContainerTool:
         """Pushes the image as `target` (registry/name:tag) and returns the digest that the registry keeps."""
         if self.name == "docker":
             self._output("tag", image, target)
-            self._output("push", target)
+            self._output("push", *options, target)
             return self._output("inspect", "--format", "{{index .RepoDigests 0}}", target).strip().rpartition("@")[2]
         with tempfile.NamedTemporaryFile("r", suffix=".digest") as digest:
             self._output("push", *options, "--digestfile", digest.name, image, f"docker://{target}")

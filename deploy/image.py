@@ -1,6 +1,6 @@
 """Builds the service's image: `bentoml build`, then `bentoml containerize` with the container tool that is there.
 
-    python deploy/image.py [--model FOLDER_OR_HUB_ID] [--gpu] [--image NAME:TAG]
+    python deploy/image.py [--model FOLDER_OR_HUB_ID] [--torch | --gpu] [--image NAME:TAG]
 
 Settings for machines behind a mirror come from the environment: `BASE_IMAGE`, `PIP_CONF` and `CA_BUNDLE` (mirror.py).
 """
@@ -46,21 +46,26 @@ class Recipe:
         return TORCH_VERSION if self.lock == TORCH_LOCK else ""
 
 
-def recipe(model: str, gpu: bool) -> Recipe:
-    """Finds or downloads the model, and gives it torch only where its engine needs it.
+def recipe(model: str, gpu: bool, torch: bool = False) -> Recipe:
+    """Finds or downloads the model, and gives it torch where its engine needs it.
+
+    Args:
+        model: what to bake: `pocket`, a folder or a Hugging Face id.
+        gpu: the CUDA variant.
+        torch: torch in any case, for models that the image gets only when it runs.
 
     Raises:
         ModelError: when there is no such model, or none of our engines can serve it.
         SettingsError: when `PARLEY_CACHE` cannot be used.
     """
     if model == "pocket":
-        return Recipe(GPU_LOCK if gpu else LOCK)
+        return Recipe(GPU_LOCK if gpu else TORCH_LOCK if torch else LOCK)
     cache = {name: value for name, value in os.environ.items() if name == "PARLEY_CACHE"}
     folder = resolve(model, Settings.from_env(cache).cache)
     if gpu:
         return Recipe(GPU_LOCK, folder)
     engine = choose("auto", folder, "cpu", installed=lambda _: True).engine
-    return Recipe(LOCK if engine == "openvino" else TORCH_LOCK, folder)
+    return Recipe(LOCK if engine == "openvino" and not torch else TORCH_LOCK, folder)
 
 
 def stage(recipe: Recipe, context: Path) -> None:
@@ -132,12 +137,14 @@ def main() -> None:
     """Entry point; exits with 1 and one line when the image cannot be built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="a folder or a Hugging Face id to bake in")
-    parser.add_argument("--gpu", action="store_true", help="the CUDA variant")
+    variant = parser.add_mutually_exclusive_group()
+    variant.add_argument("--torch", action="store_true", help="with torch, for models that are named at the start")
+    variant.add_argument("--gpu", action="store_true", help="the CUDA variant, which has torch")
     parser.add_argument("--image", default="localhost/parley:latest", help="the image's name")
     arguments = parser.parse_args()
     try:
         tool = ContainerTool.find()
-        chosen = recipe(arguments.model, arguments.gpu)
+        chosen = recipe(arguments.model, arguments.gpu, arguments.torch)
         containerize(build_bento(chosen), arguments.image, chosen.torch, tool)
         print(tool.report(arguments.image))
     except (ModelError, SettingsError, ToolError) as error:

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 
 from tests.conftest import ROOT, Served, free_port, needs, stop
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "parley.json"
+MONITOR = ROOT / "deploy" / "kubernetes" / "components" / "prometheus" / "monitor.yaml"
 SCRAPES = 4
 
 
@@ -25,7 +27,10 @@ def prometheus(target: Served, folder: Path) -> Iterator[str]:
     """A Prometheus on loopback that scrapes `target` once a second; gives its address."""
     needs("prometheus")
     config = folder / "prometheus.yml"
-    job = {"job_name": "parley", "static_configs": [{"targets": [target.url.removeprefix("http://")]}]}
+    # The operator labels a target with its port's name, in the word that our series have for the route.
+    place = {"targets": [target.url.removeprefix("http://")], "labels": {"endpoint": "http"}}
+    honoured = yaml.safe_load(MONITOR.read_text())["spec"]["endpoints"][0].get("honorLabels", False)
+    job = {"job_name": "parley", "honor_labels": honoured, "static_configs": [place]}
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
     port = free_port()
     flags = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
@@ -91,10 +96,12 @@ def test_every_query_of_the_dashboard_gives_numbers(service: Served, tmp_path: P
                 time.sleep(0.2)
             asked = expressions()
             answers = {expression: query(url, expression) for expression in asked}
+            routes = query(url, "count(count by (endpoint) (bentoml_service_request_total))")
     finally:
         done.set()
         traffic.join()
     assert len(asked) > 40
+    assert routes[0] > 1
     assert not [expression for expression, values in answers.items() if not values]
     assert not [expression for expression, values in answers.items() if all(map(math.isnan, values))]
 

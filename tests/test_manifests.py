@@ -51,6 +51,7 @@ SERVICE_MONITOR = {
                             "port": {"type": "string"},
                             "path": {"type": "string"},
                             "interval": {"pattern": "^[0-9]+(ms|s|m|h)$"},
+                            "honorLabels": {"type": "boolean"},
                             "authorization": {
                                 "additionalProperties": False,
                                 "properties": {
@@ -299,6 +300,16 @@ def test_overlay_of_the_page_is_valid(page_overlay: str, tmp_path: Path) -> None
     Settings.from_env(by_name(page_overlay)["ConfigMap", "parley-settings"]["data"])
 
 
+def test_hosts_are_ones_own_and_have_certificates(page_overlay: str) -> None:
+    """Fails when who follows the page serves somebody else's host name, or a certificate that nobody makes."""
+    for name in ("parley", "parley-client"):
+        spec = by_name(page_overlay)["Ingress", name]["spec"]
+        (rule,), (tls,) = spec["rules"], spec["tls"]
+        assert not rule["host"].endswith("example.com")
+        assert tls["hosts"] == [rule["host"]]
+        assert f"`{tls['secretName']}`" in PAGE
+
+
 def test_models_are_shared_where_the_class_allows_it(page_overlay: str) -> None:
     """Fails when each replica downloads its model again although the overlay has `components/models`."""
     objects = by_name(page_overlay)
@@ -357,11 +368,17 @@ def test_prometheus_asks_with_a_key_of_its_own(secrets: dict[str, dict[str, str]
     assert variable["valueFrom"]["secretKeyRef"]["name"] != credentials["name"]
 
 
-def test_policies_allow_only_what_is_needed() -> None:
-    """Fails when the service may reach out, or anyone but the client, the ingress and Prometheus may reach it."""
-    policy = manifests("cpu")["NetworkPolicy", "parley"]["spec"]
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_service_reaches_nobody(overlay: str) -> None:
+    """Fails when an overlay opens a way out that nobody asked for."""
+    policy = manifests(overlay)["NetworkPolicy", "parley"]["spec"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert "egress" not in policy
+
+
+def test_policies_allow_only_what_is_needed() -> None:
+    """Fails when anyone but the client, the ingress and Prometheus may reach the service."""
+    policy = manifests("cpu")["NetworkPolicy", "parley"]["spec"]
     assert len(policy["ingress"][0]["from"]) == len(["client", "ingress controller", "prometheus"])
 
 

@@ -107,6 +107,15 @@ def test_gpu_variant_is_built_with_its_own_lock(recipes: ModuleType, tmp_path: P
     assert "-r /locks/requirements-image.lock" in dockerfile.read_text("utf-8")
 
 
+def test_an_image_for_models_named_at_the_start_has_torch(recipes: ModuleType, tmp_path: Path) -> None:
+    """Fails when `WITH_TORCH=1` makes an image that cannot serve what it downloads."""
+    made = recipes.recipe("pocket", gpu=False, torch=True)
+    recipes.stage(made, tmp_path)
+    lock = (tmp_path / "deploy/requirements-image.lock").read_text("utf-8")
+    assert (made.model, made.torch) == (None, TORCH_VERSION)
+    assert lock == (ROOT / "deploy/requirements-image-torch.lock").read_text("utf-8")
+
+
 def test_a_hub_model_is_baked_under_its_name(recipes: ModuleType, tmp_path: Path) -> None:
     """Fails when a baked model is called otherwise than its id: by its last part, or its commit in the hub's cache."""
     model = ModelFolder(POCKET, "someone/pocket", json.loads((POCKET / "config.json").read_text("utf-8")))
