@@ -75,7 +75,7 @@ def _show_conversation(session: Session, settings: Settings) -> None:
 def _show_suggestions(session: Session) -> None:
     columns = st.columns(2)
     for index, question in enumerate(SUGGESTIONS):
-        columns[index % 2].button(question, on_click=session.ask, args=(question,), width="stretch")
+        columns[index % 2].button(question, on_click=session.suggest, args=(question,), width="stretch")
 
 
 def _show_input(session: Session, max_chars: int) -> None:

@@ -21,9 +21,15 @@ class Session:
         self.conversation.ask(text)
         self.retry()
 
+    def suggest(self, text: str) -> None:
+        """Asks, on an empty page; the second click of a double click comes when it is so no more."""
+        if not self.conversation.turns:
+            self.ask(text)
+
     def retry(self) -> None:
-        """Begins another answer to the last question."""
-        self.answer = Answer(self._backend, self.conversation.sent)
+        """Begins another answer to a question that has no whole one, unless one is under way (a double click)."""
+        if self.answer is None and self.conversation.unanswered:
+            self.answer = Answer(self._backend, self.conversation.sent)
 
     def stop(self) -> None:
         """Ends the answer under way, if there is one, and keeps what came of it."""

@@ -4,11 +4,19 @@ import time
 from dataclasses import dataclass, field
 
 from backend import Backend
-from parley.contract.errors import ParleyError
+from parley.contract.errors import ErrorCode, ParleyError
 from trouble import meaning
 
 FRESH = 10.0
 """Seconds for which what was heard counts as news."""
+
+_NO_SERVICE = "What answers at this address is not a chat service."
+_MEANING = {
+    ErrorCode.UPSTREAM_ERROR: _NO_SERVICE,
+    ErrorCode.NOT_FOUND: _NO_SERVICE,
+    ErrorCode.DEADLINE_EXCEEDED: "The service does not answer in time.",
+}
+"""What a failure means that is no answer's."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class Watch:
     def _ask(self) -> Standing:
         try:
             health = self._backend.health()
-            models = self._backend.models()
+            models = self._backend.models() if health.ready else self._standing.models
         except ParleyError as failure:
-            return Standing(False, meaning(failure))
+            return Standing(False, _MEANING.get(failure.code) or meaning(failure))
         words = "Ready" if health.ready else f"{health.state.capitalize()}. {health.detail}"
         return Standing(health.ready, words, models)

@@ -12,8 +12,16 @@ _MEANING = {
     ErrorCode.UPSTREAM_ERROR: "The answer broke off.",
     ErrorCode.ENGINE_ERROR: "The model failed.",
     ErrorCode.INVALID_API_KEY: "The service does not accept the key in PARLEY_API_KEY.",
-    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "The conversation is too long for the model.",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "The message is too long for the model.",
 }
+
+_PASSING = {
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.RATE_LIMIT_EXCEEDED,
+    ErrorCode.CLIENT_CLOSED_REQUEST,
+    ErrorCode.DEADLINE_EXCEEDED,
+}
+"""Refusals after which the same request may be answered."""
 
 
 def meaning(failure: ParleyError) -> str:
@@ -25,5 +33,10 @@ def meaning(failure: ParleyError) -> str:
 
 def advice(failure: ParleyError) -> str:
     """What to do, for a failure that keeps the conversation."""
+    kept = "Nothing is lost: your message is above"
+    if failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+        return f"{kept}. Send a shorter one."
+    if failure.status < 500 and failure.code not in _PASSING:
+        return f"{kept}, but the same again would be refused as well."
     when = "now" if failure.retry_after is None else f"in {failure.retry_after:.0f} s"
-    return f"Nothing is lost: your message is above, and you can try again {when}."
+    return f"{kept}, and you can try again {when}."

@@ -26,7 +26,10 @@ from conversation import Conversation, Turn  # noqa: E402
 from display import shown  # noqa: E402
 from downloads import as_csv, as_json, as_markdown  # noqa: E402
 from prices import Prices, dollars  # noqa: E402
+from session import Session  # noqa: E402
 from settings import Settings, SettingsError  # noqa: E402
+from standing import Watch  # noqa: E402
+from trouble import advice  # noqa: E402
 
 ODD = "It costs $5 or $6.\nSay \"hi\", 'ho': <b>x</b> ![p](http://e/p.png) :red[r]\n\n```py\nprice = '$5'\n```\n日本 🦇"
 
@@ -326,6 +329,68 @@ def test_whole_answer_replaces_a_part_and_nothing_replaces_nothing():
     talk.complete(Reply("whole", usage(3, 4), "stop", "m"))
     assert [turn.message.content for turn in talk.turns] == ["hi", "whole"]
     assert (talk.failure, talk.unanswered, talk.uncounted, len(talk.spent)) == (None, False, 1, 1)
+
+
+def test_second_click_of_a_double_click_does_nothing():
+    """Fails when it asks again: the question shown twice, or a second answer that nobody sees and somebody pays for."""
+
+    def script(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD)
+        while True:
+            say(chunked(b": keep-alive\n\n"))
+
+    with scripted(script) as server, Client(server.url, model="m") as client:
+        session = Session(client)
+        session.suggest("Who is Batman?")
+        first = session.answer
+        session.suggest("Who is Batman?")
+        session.retry()
+        assert (session.answer, len(session.conversation.turns)) == (first, 1)
+        session.stop()
+        session.retry()
+        assert session.answer not in (None, first)
+        session.clear()
+        session.retry()
+        assert session.answer is None
+
+
+@pytest.mark.parametrize(
+    ("code", "wait", "words"),
+    [
+        (ErrorCode.CONTEXT_LENGTH_EXCEEDED, None, "Send a shorter one."),
+        (ErrorCode.INVALID_API_KEY, None, "refused as well"),
+        (ErrorCode.INVALID_VALUE, None, "refused as well"),
+        (ErrorCode.QUEUE_FULL, 7.0, "try again in 7 s"),
+        (ErrorCode.ENGINE_ERROR, None, "try again now"),
+    ],
+)
+def test_advice_is_what_helps(code, wait, words):
+    """Fails when somebody is told to try again what will be refused again."""
+    told = advice(ParleyError(code, "no", retry_after=wait))
+    assert words in told
+    assert ("try again" in told) == ("try again" in words)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (answers("200 OK", b"<html></html>", "text/html"), "What answers at this address is not a chat service."),
+        (answers("503 Service Unavailable", b'{"status": "loading", "detail": "m is loaded"}'), "Loading. m is loaded"),
+    ],
+)
+def test_standing_speaks_of_the_service(script, words):
+    """Fails when an answer is said to have broken off that nobody asked for, or a start looks like a failure."""
+    with scripted(script) as server, Client(server.url) as client:
+        assert Watch(client).look().words == words
+
+
+def test_silent_service_is_no_answer_that_took_too_long(monkeypatch):
+    """Fails when the sidebar tells of an answer before anything was asked."""
+    monkeypatch.setattr("parley.client.HEALTH_TIMEOUT", 0.1)
+    silent = threading.Event()
+    with scripted(lambda _, __: silent.wait(30)) as server, Client(server.url) as client:
+        assert Watch(client).look().words == "The service does not answer in time."
+        silent.set()
 
 
 def test_stop_before_the_server_has_begun_reaches_it():
