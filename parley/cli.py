@@ -40,7 +40,7 @@ def _run(chosen: argparse.Namespace, client: Client) -> int:
         status: int = chosen.run(chosen, client)
         return status
     except ParleyError as error:
-        return _fail(error.message)
+        return _fail(_told(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -127,7 +127,7 @@ class Terminal:
             print(" (stopped)")
         except ParleyError as error:
             print()
-            _fail(error.message)
+            _fail(_told(error))
         if text:
             self._messages.append(Message("assistant", "".join(text)))
         else:
@@ -155,6 +155,11 @@ def _tell_limit(reply: Reply) -> None:
     """Says on stderr, where it is in nobody's pipe, that an answer goes no further than it was let."""
     if reply.limited:
         _say("the answer was cut at the length limit")
+
+
+def _told(error: ParleyError) -> str:
+    """The message, with the wait that the server asks for."""
+    return error.message if error.retry_after is None else f"{error.message} ({error.retry_after:.0f} s)"
 
 
 def _fail(message: str) -> int:

@@ -88,14 +88,15 @@ class Settings(BaseModel):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")] | None = None
     """`cpu`, `cuda`, `cuda:1` or `mps`; by default the best one that the engine finds."""
     dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
-    """Precision; by default what the engine computes exactly and fast on this machine."""
+    """Precision: `float32`, `bfloat16`, `float16` or `int8`; by default what the engine computes exactly and fast on
+    this machine."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of the engine; by default one for each core of the container's CPU quota, or the library's choice."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most answers decoded together."""
     kv_cache_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    """GB of memory for the key-value cache of the openvino and transformers engines; by default for a quarter of a full
-    batch of longest conversations within a share of the machine's memory."""
+    """GiB of memory for the key-value cache of the openvino and transformers engines; by default for a quarter of a
+    full batch of longest conversations within a share of the machine's memory."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 64
     """Most answers that wait for a place in the batch; the next one gets 429."""
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
@@ -119,7 +120,7 @@ class Settings(BaseModel):
     idempotency_window: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Seconds for which the answer to a request with an `Idempotency-Key` is kept."""
     cache: Path = Path.home() / ".cache" / "parley"
-    """Where converted weights are kept."""
+    """Where converted models are kept, and the environment that `parley convert` exports in."""
     load_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a model may take to load."""
     step_timeout: Annotated[float, Field(gt=0)] = 120.0

@@ -140,6 +140,12 @@ def _interrupted(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _ask_this_machine_itself() -> None:
+    """Neither we nor what we start asks a proxy for this machine's own addresses."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (hosts, HOST, "localhost")))
+
+
 def main() -> None:
     """Entry point; exits with 1 and one line when something cannot be started."""
     parser = argparse.ArgumentParser(prog="python -m parley.up", description=__doc__)
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=3000, help="the service's port")
     parser.add_argument("--ui-port", type=int, default=8501, help="the client's port")
     arguments = parser.parse_args()
+    _ask_this_machine_itself()
     backend = service(arguments.port)
     alone = arguments.what == "client"
     page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if alone else backend.url)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.scripted import chat_service, scripted, streams
+from tests.scripted import answers, chat_service, scripted, streams
 
 COMMAND = [sys.executable, "-m", "parley.cli"]
 NOBODY = "http://127.0.0.1:9"
@@ -51,6 +51,14 @@ def test_failure_is_one_line_and_a_status(arguments, words):
     done = parley(NOBODY, *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"parley: {words}[^\n]*\n", done.stderr)
+
+
+def test_wait_that_the_service_asks_for_is_told():
+    """Fails when a person is told to retry after the time given, and no time is."""
+    full = b'{"error": {"message": "Full. Retry after the time given.", "code": "queue_full"}}'
+    with scripted(chat_service(answers("429 Too Many Requests", full, more="Retry-After: 7\r\n"))) as server:
+        done = parley(server.url, "ask", "hi")
+    assert (done.returncode, done.stderr) == (1, "parley: Full. Retry after the time given. (7 s)\n")
 
 
 def test_ask_without_a_question_fails(echo_service):

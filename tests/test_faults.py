@@ -177,6 +177,7 @@ def test_r15_a_stop_lets_all_answers_finish() -> None:
     assert [(end.text, end.code) for end in finished] == [(text, None)] * CROWD
     assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
     assert int(late.headers["retry-after"]) > 0
+    assert late.headers["connection"] == "close"  # so that the retry finds another replica
     assert not [pid for pid in processes if command_line(pid)]
 
 

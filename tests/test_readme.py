@@ -46,14 +46,14 @@ def test_the_first_answer_is_the_models(service: Served) -> None:
 
 def test_the_bento_is_served_as_written(tmp_path: Path) -> None:
     """Fails when the shown `bentoml serve` ends at once because it would listen where everybody gets in."""
-    shown = re.search(r"^\$ (bentoml serve parley:latest.*)$", README, re.MULTILINE)
+    shown = re.search(r"^\$ (\.venv/bin/bentoml serve parley:latest.*)$", README, re.MULTILINE)
     assert shown is not None
     port = free_port()
-    words = shlex.split(shown.group(1).replace("parley:latest", "service:Parley"))
+    command = shown.group(1).replace("parley:latest", "service:Parley").replace(".venv/bin/", f"{BIN}/")
     with (tmp_path / "log").open("wb") as log:
         env = clean_environment({"PARLEY_ENGINE": "echo"})
-        command = [sys.executable, "-m", *words, f"--port={port}"]
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+        words = [*shlex.split(command), f"--port={port}"]
+        process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         Served(f"http://127.0.0.1:{port}", process, tmp_path / "log").wait_until_ready()
     finally:

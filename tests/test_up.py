@@ -30,7 +30,7 @@ def test_up_starts_both_says_where_and_ctrl_c_leaves_nothing(tmp_path: Path) -> 
         process = subprocess.Popen(
             ["make", "up", f"PORT={port}", f"UI_PORT={ui_port}"],
             cwd=ROOT,
-            env=clean_environment({}),
+            env=clean_environment({"http_proxy": "http://127.0.0.1:9"}),  # nobody is there
             stdout=out,
             stderr=out,
             start_new_session=True,

@@ -29,6 +29,8 @@ _FOREIGN = {
 
 
 _MORE_HEADERS = {
+    # The next try is to find another replica; on this connection it would meet the same one.
+    ErrorCode.DRAINING: {"connection": "close"},
     ErrorCode.INVALID_API_KEY: {"www-authenticate": "Bearer"},
     # openai-python tries a 409 again by itself, and the same key with another body never gets better.
     ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},
