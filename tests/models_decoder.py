@@ -1,5 +1,6 @@
 """Tiny decoder-only chat models: random weights, real architectures, a real tokenizer trained here and now."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -83,6 +86,29 @@ def build_gpt2(folder: Path, **generation: object) -> Path:
         vocab_size=320, n_embd=48, n_layer=2, n_head=4, n_positions=CONTEXT, bos_token_id=0, eos_token_id=2
     )
     return _save(folder, GPT2LMHeadModel, config, generation)
+
+
+def build_phi3(folder: Path, **generation: object) -> Path:
+    """Phi-3's shape, and as its makers publish it: a config that also names code of theirs. Here that code raises."""
+    config = Phi3Config(
+        vocab_size=320,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    _save(folder, Phi3ForCausalLM, config, generation)
+    content = json.loads((folder / "config.json").read_text("utf-8"))
+    own = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(content | {"auto_map": own}), "utf-8")
+    for name in ("configuration_phi3.py", "modeling_phi3.py"):
+        (folder / name).write_text("raise RuntimeError('this code is never run')\n", "utf-8")
+    return folder
 
 
 def _save(folder: Path, kind: type[PreTrainedModel], config: object, generation: dict[str, object]) -> Path:

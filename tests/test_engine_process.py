@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -89,6 +91,39 @@ async def test_r04_r16_killed_or_frozen_it_fails_its_streams_and_comes_back(engi
     await until(lambda: engine.health().state is State.READY and pid(engine) != first)
     assert engine.health().restarts == 1
     assert text_of(await answer(engine, "again")) == "again"
+
+
+HOLDS_THE_INTERPRETER = """
+import socket, sys, time
+from parley.engine.loop import Link
+from parley.engine.runner import ModelInfo
+from parley.engine.wire import Beat, Ready
+link = Link(socket.socket(fileno=int(sys.argv[1])))
+link.send(Ready(ModelInfo("fake", "test", "cpu", "none", 10, [])))
+link.send(Beat(0, False, None))
+ends = time.monotonic() + 3
+while time.monotonic() < ends:  # as a `step` that lets no other thread of Python's run
+    pass
+link.send(Beat(1, False, 0.5))
+time.sleep(60)
+"""
+"""A fake of OpenVINO with a model too large for the tests: nothing is heard of it during a step."""
+
+
+async def test_a_long_step_that_holds_the_interpreter_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when every prompt that takes more than a few seconds to read gets the engine killed, again and again."""
+
+    def spawn(_: EngineProcess, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", HOLDS_THE_INTERPRETER, str(theirs.fileno())]
+        return subprocess.Popen(command, pass_fds=[theirs.fileno()])
+
+    monkeypatch.setattr(EngineProcess, "_spawn", spawn)
+    engine = EngineProcess(ECHO, Limits(silence=0.3, step=60.0))
+    await engine.start()
+    await engine.settled()
+    await until(lambda: engine.health().cache_usage == 0.5 or engine.health().restarts > 0, seconds=60)
+    assert (engine.health().state, engine.health().restarts) == (State.READY, 0)
+    await engine.drain(0)
 
 
 async def test_while_it_restarts_newcomers_are_told_to_come_back(engine: EngineProcess) -> None:

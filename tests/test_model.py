@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from parley.engine.model import ModelError, resolve
-from tests.models_decoder import build_llama, build_qwen2
+from tests.models_decoder import build_llama, build_phi3, build_qwen2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -199,6 +199,14 @@ def test_r12_a_config_that_asks_for_code_is_refused(model: Path, tmp_path: Path,
     name, changes = HOSTILE_JSON[case]
     edit(model / name, **changes)
     assert "never run" in refusal(model, tmp_path)
+
+
+def test_code_beside_a_model_that_needs_none_is_left_alone(tmp_path: Path) -> None:
+    """Fails when Phi-3 is refused, whose makers name code of their own for what transformers has a class for."""
+    folder = build_phi3(tmp_path / "phi3")
+    assert resolve(str(folder), tmp_path / "cache").path == folder
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
+    assert "never run" in refusal(folder, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'"text"', b"[" * 100_000])

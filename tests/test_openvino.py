@@ -1,6 +1,9 @@
 """The OpenVINO runner on the embedded model: equal to transformers, batched, seeded, cancelled, bounded."""
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 
 import openvino as ov
@@ -12,7 +15,14 @@ from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
-from parley.engine.runners.openvino import BLOCK_TOKENS, OpenVINORunner, block_bytes, kv_blocks, precision
+from parley.engine.runners.openvino import (
+    BLOCK_TOKENS,
+    OpenVINORunner,
+    block_bytes,
+    dimensions,
+    kv_blocks,
+    precision,
+)
 from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
@@ -160,7 +170,60 @@ def test_the_size_of_the_cache() -> None:
     assert cache_blocks(size, 32, 2, 2**40, None) == 32
     assert cache_blocks(size, 32, 32, 100 * size, None) == 100
     assert cache_blocks(size, 32, 32, 2**40, 500 * size) == 500
-    assert kv_blocks(size, 1024, Placement(), 1) == 32
+    assert kv_blocks(size, 1024, Placement(), 100 * size) == 40
+    assert kv_blocks(size, 131_072, Placement(), 100 * size) == 40
+    gpt2 = {"n_layer": 6, "n_head": 4, "n_embd": 256, "n_positions": 512}
+    assert block_bytes(dimensions(ModelFolder(POCKET, "gpt2", gpt2)), "float32") == size
+
+
+def test_conversations_are_as_long_as_a_small_machine_can_keep_them(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when the cache of a model of long context grows, as conversations end, until the engine is killed."""
+    size = block_bytes(dimensions(folder), "float32")
+    monkeypatch.setattr(openvino, "memory_limit", lambda: 25 * size)
+    loaded = openvino.load(folder, Placement(dtype="float32"), "test")
+    assert loaded.info.context_length == 10 * BLOCK_TOKENS
+    run(loaded, [Job(1, list(range(3, 203)), Sampling(max_tokens=100))])
+    assert loaded._pipeline.get_metrics().kv_cache_size_in_bytes <= 10 * size
+
+
+def with_rules(folder: ModelFolder, place: Path, **rules: object) -> ModelFolder:
+    """The model with more in its generation config."""
+    shutil.copytree(folder.path, place)
+    config = json.loads((place / "generation_config.json").read_text("utf-8"))
+    (place / "generation_config.json").write_text(json.dumps(config | rules), "utf-8")
+    return ModelFolder(place, "ruled", folder.config)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"no_repeat_ngram_size": 3},
+        {"bad_words_ids": [[7]]},
+        {"suppress_tokens": [7]},
+        {"typical_p": 0.9},
+        {"forced_eos_token_id": 2},
+    ],
+    ids=lambda rule: next(iter(rule)),
+)
+def test_a_rule_that_would_be_dropped_is_refused_by_name(
+    folder: ModelFolder, tmp_path: Path, rule: dict[str, object]
+) -> None:
+    """Fails when an exported model answers otherwise than before, because its own rules are dropped without a word."""
+    with pytest.raises(ModelError, match=f"sets {next(iter(rule))}, which openvino does not honour"):
+        openvino.load(with_rules(folder, tmp_path / "ruled", **rule), Placement(), "test")
+
+
+def test_the_models_own_rules_are_kept(folder: ModelFolder, prompts: list[list[int]], tmp_path: Path) -> None:
+    """Fails when a shortest answer or a smallest probability from the generation config is not applied."""
+    ruled = with_rules(folder, tmp_path / "ruled", min_new_tokens=40, min_p=0.5, typical_p=1.0, suppress_tokens=[])
+    loaded = openvino.load(ruled, Placement(dtype="float32"), "test")
+    assert len(run(loaded, [Job(1, prompts[0], Sampling(max_tokens=60))])[1]) >= 40
+    assert len(run(loaded, [Job(2, prompts[0], Sampling(max_tokens=5))])[2]) == 5
+    drawn = [Job(seed, prompts[0], Sampling(max_tokens=20, temperature=1.5, seed=seed)) for seed in range(10, 18)]
+    greedy = run(loaded, [Job(1, prompts[0], Sampling(max_tokens=20))])[1]
+    assert all(tokens == greedy for tokens in run(loaded, drawn).values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

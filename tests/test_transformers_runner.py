@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, LlamaConfig
+from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
 
 from parley.engine.answer import Answer
 from parley.engine.engine import Finish
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import hardware, transformers
+from parley.engine.runners.transformers import batch
 from parley.engine.runners.transformers.runner import TransformersRunner
-from tests.models_decoder import CONTEXT, build_gpt2, build_llama, build_qwen2, train_tokenizer
+from tests.models_decoder import CONTEXT, build_gpt2, build_llama, build_phi3, build_qwen2, train_tokenizer
 
 FLOAT32 = Placement(device="cpu", dtype="float32", threads=1)  # tiny matrices only wait for a second thread
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -96,6 +99,46 @@ def test_prompts_too_long_for_one_step_are_prefilled_in_several(runner: Transfor
     ended = run(runner, [Job(i, text, GREEDY) for i, text in enumerate(texts)])
     for i, text in enumerate(texts):
         assert ended[i].tokens == generate(llama, text, max_new_tokens=24, do_sample=False)
+
+
+def test_phi3_is_served_by_transformers_own_class(tmp_path: Path) -> None:
+    """Fails when the code in its makers' folder is run, or the model cannot be loaded without it."""
+    folder = folder_of(build_phi3(tmp_path / "phi3"))
+    (text,) = prompts(40)
+    ended = run(transformers.load(folder, FLOAT32, "a test"), [Job(1, text, GREEDY)])
+    with torch.no_grad():
+        own = AutoModelForCausalLM.from_pretrained(folder.path, trust_remote_code=False, dtype=torch.float32)
+        answer = own.generate(torch.tensor([text]), max_new_tokens=24, do_sample=False)[0, len(text) :].tolist()
+    assert ended[1].tokens == [token for token in answer if token != 2]
+
+
+def test_r22_a_cache_on_a_gpu_leaves_room_for_reading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when transformers refuses to begin, as its own count of the memory finds too little for the attention."""
+    free = 14 * 2**30
+    config = LlamaConfig(  # of Llama 3.2, 1B
+        vocab_size=128_256,
+        hidden_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+    )
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("cuda"))
+    monkeypatch.setattr(hardware, "cache_bytes", lambda _: int(0.7 * free))
+    blocks = batch._blocks(model, Placement(), 131_072)
+    block_bytes = 2 * 16 * 8 * 64 * 2 * batch._PAGE
+    assert 0.4 * free < blocks * block_bytes < 0.7 * free
+    monkeypatch.setattr(PagedAttentionMemoryHandler, "get_available_memory", lambda _: int(0.9 * free))
+    handler = PagedAttentionMemoryHandler(
+        config,
+        ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=batch._STEP_TOKENS, use_async_batching=False),
+        torch.bfloat16,
+        bytes_per_sector=block_bytes,
+        tokens_per_sector=batch._PAGE,
+        bytes_per_block=block_bytes,
+        attn_types=["full_attention"],
+    )
+    assert handler.infer_max_batch_tokens_and_num_sectors() == (batch._STEP_TOKENS, blocks)
 
 
 def test_shared_prefix_is_reused_and_changes_nothing(runner: TransformersRunner, llama: ModelFolder) -> None:

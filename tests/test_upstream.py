@@ -268,6 +268,47 @@ async def test_the_length_limit_goes_by_the_name_that_the_model_knows() -> None:
     assert asked[0]["messages"] == [{"role": "user", "content": "hello there"}]
 
 
+async def test_requests_at_once_all_find_the_name_of_the_limit() -> None:
+    """Fails when the first requests to one of OpenAI's newer models are refused because another one learnt first."""
+    two_are_in = threading.Barrier(2)
+
+    def newer(request: bytes, say: Say) -> None:
+        if b'"max_tokens"' in request:
+            two_are_in.wait(5)
+            answers("400 Bad Request", told("unsupported_parameter", param="max_tokens"))(request, say)
+        else:
+            streams(WHOLE)(request, say)
+
+    with scripted(chat_service(newer)) as server:
+        async with connected(server.url, Patience()) as engine:
+            both = await asyncio.gather(*(answer(engine, sampling=Sampling(max_tokens=9)) for _ in range(2)))
+    assert [text_of(events) for events in both] == ["all of it"] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"), [("stop_sequence", "stop"), ("eos_token", "stop"), ("model_length", "length")]
+)
+async def test_other_servers_words_for_an_end_are_known(said: str, reason: str) -> None:
+    """Fails when a whole answer of TGI's or Mistral's is told to be given up."""
+    with scripted(chat_service(streams(text("hi", said) + DONE))) as server:
+        async with connected(server.url) as engine:
+            finish = (await answer(engine))[-1]
+    assert isinstance(finish, Finish)
+    assert finish.reason == reason
+
+
+async def test_of_an_answer_in_parts_the_text_is_taken() -> None:
+    """Fails when Mistral's reasoning models cannot be served, or their thoughts are taken for the answer."""
+    thought = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
+    pieces = [thought, [{"type": "text", "text": "all "}, {"type": "reference", "reference_ids": [1]}], "of it"]
+    parts = b"".join(event({"choices": [{"delta": {"content": piece}}]}) for piece in pieces)
+    with scripted(chat_service(streams(parts + text("", "stop") + DONE))) as server:
+        async with connected(server.url) as engine:
+            events = await answer(engine)
+    assert text_of(events) == "all of it"
+    assert isinstance(events[-1], Finish)
+
+
 async def test_a_refused_key_and_a_missing_list_fail_the_start() -> None:
     """Fails when a wrong key is found out by the first user instead of at the start."""
     with scripted(answers("401 Unauthorized", b"{}")) as server:

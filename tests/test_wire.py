@@ -48,6 +48,17 @@ def test_a_step_that_does_not_end_is_hung_though_the_process_beats() -> None:
         assert bool(watch.fault(second)) == (second > 25), second
 
 
+def test_a_step_that_holds_the_interpreter_is_not_hung_until_it_takes_too_long() -> None:
+    """Fails when an engine is killed in the middle of a long prompt, because no thread of it can beat meanwhile."""
+    watch = Watch(Limits(step=100, silence=5), now=0)
+    watch.loaded(0)
+    watch.beat(0, False, 1)
+    for second in range(2, 120):
+        watch.works(second)
+        assert bool(watch.fault(second)) == (second > 101), second
+    assert "a step of the engine took more than 100 s" in watch.fault(119)
+
+
 def test_a_model_that_never_loads_is_hung() -> None:
     """Fails when a load that blocks is waited for without end."""
     assert "did not load in 60 s" in Watch(Limits(load=60), now=0).fault(61)

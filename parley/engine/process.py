@@ -3,7 +3,7 @@
 Rules that always hold:
 1. Every stream that `generate` opened ends in a terminal event, whatever happens to the process.
 2. At most one engine process exists; a new one is started only after the old one is gone.
-3. A process that stops beating, or whose step does not end, is killed; what dies is started again after a pause that
+3. A process that is stopped, or whose step does not end, is killed; what dies is started again after a pause that
    doubles with each failure in a row. A model that cannot be loaded is not tried again, unless it has been loaded
    before: what was possible once is worth another try.
 """
@@ -17,6 +17,7 @@ import sys
 import time
 
 import msgspec
+import psutil  # type: ignore[import-untyped]
 
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Content, Failure, Health, State
@@ -198,8 +199,12 @@ class EngineProcess:
     async def _kill_when_hung(self, watch: Watch, process: subprocess.Popen[bytes]) -> None:
         """Looks at the watch until it finds a fault twice in a row: in between, beats that wait here are read."""
         faults = 0
+        used = 0.0
         for look in itertools.count(1):
             await asyncio.sleep(LOOK_SECONDS)
+            before, used = used, _processor_seconds(process.pid)
+            if used > before:
+                watch.works(time.monotonic())
             if look % NUDGE_LOOKS == 0:
                 for stream in self._streams.values():
                     stream.nudge()
@@ -215,3 +220,12 @@ class EngineProcess:
     def _fail_open_streams(self) -> None:
         for stream in self._streams.values():
             stream.push(Failure(stream.id, ErrorCode.ENGINE_UNAVAILABLE, DIED))
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time that a process has used; 0 for one that has just ended."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

@@ -10,9 +10,9 @@ class Limits:
     load: float = 600.0
     """From start to ready."""
     silence: float = 5.0
-    """Between two beats of a loaded process: a stopped process, or a library that holds the interpreter."""
+    """Without any sign of life from a loaded process: it is stopped."""
     step: float = 120.0
-    """One step of the model."""
+    """One step of the model. A library that holds the interpreter keeps all beats back for as long."""
 
 
 class Watch:
@@ -22,16 +22,21 @@ class Watch:
         self._limits = limits
         self._started = now
         self._heard: float | None = None
+        self._alive = now
         self._steps = -1
         self._step_began: float | None = None
 
     def loaded(self, now: float) -> None:
         """The model is ready; from now on the process must beat."""
-        self._heard = now
+        self._heard = self._alive = now
+
+    def works(self, now: float) -> None:
+        """The process has used processor time: it is not stopped, though its beats may be held back by a long step."""
+        self._alive = now
 
     def beat(self, steps: int, busy: bool, now: float) -> None:
         """The process is alive; it has finished `steps` steps and is `busy` or idle."""
-        self._heard = now
+        self._heard = self._alive = now
         if not busy:
             self._step_began = None
         elif steps != self._steps or self._step_began is None:
@@ -43,8 +48,9 @@ class Watch:
         if self._heard is None:
             late = now - self._started > self._limits.load
             return f"the model did not load in {self._limits.load:g} s" if late else ""
-        if now - self._heard > self._limits.silence:
+        if now - self._alive > self._limits.silence:
             return f"the engine has not answered for {self._limits.silence:g} s"
-        if self._step_began is not None and now - self._step_began > self._limits.step:
+        began = self._heard if self._step_began is None else self._step_began
+        if now - began > self._limits.step:
             return f"a step of the engine took more than {self._limits.step:g} s"
         return ""

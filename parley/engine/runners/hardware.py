@@ -45,7 +45,8 @@ def dtype(placement: Placement, where: torch.device, stored: str) -> torch.dtype
         return _DTYPES[placement.dtype]
     if where.type == "cpu":
         return torch.bfloat16 if stored == "bfloat16" and _multiplies_bfloat16() else torch.float32
-    return torch.bfloat16 if where.type == "cuda" else torch.float16
+    # Models trained in bfloat16, Gemma for one, overflow float16.
+    return torch.bfloat16 if where.type == "cuda" or stored == "bfloat16" else torch.float16
 
 
 def cache_bytes(where: torch.device) -> int:

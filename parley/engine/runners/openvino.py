@@ -131,6 +131,7 @@ class OpenVINORunner:
         }.items():
             if value is not None:
                 setattr(config, name, value)
+        config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         config.logprobs = 1 if sampling.logprobs else 0
         if sampling.response_format is not None:
             rules = grammar(json.loads(sampling.response_format))
@@ -152,6 +153,20 @@ def _has_news(handle: Any) -> bool:
     return bool(handle.can_read()) or handle.get_status() != genai.GenerationStatus.RUNNING
 
 
+_NOT_HONOURED: dict[str, Any] = {
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "sequence_bias": [],
+    "typical_p": 1.0,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+}
+"""What transformers obeys and GenAI's batching does not know, with the value that asks for nothing (or None)."""
+
+
 class GenerationDefaults:
     """What a model's `generation_config.json` says, in transformers' format.
 
@@ -166,6 +181,11 @@ class GenerationDefaults:
         self.stop_token_ids = set(eos) if isinstance(eos, list) else {eos} - {None}
         if self._config.get("num_beams", 1) != 1:
             raise ModelError(f"{folder.name} asks for beam search: set PARLEY_ENGINE=transformers")
+        if asked := [name for name, neutral in _NOT_HONOURED.items() if self._config.get(name) not in (None, neutral)]:
+            raise ModelError(
+                f"the generation config of {folder.name} sets {asked[0]}, which openvino does not honour: set "
+                "PARLEY_ENGINE=transformers"
+            )
 
     @property
     def longest_answer(self) -> int | None:
@@ -175,13 +195,34 @@ class GenerationDefaults:
 
     def as_keywords(self) -> dict[str, Any]:
         """Keyword arguments for the pipeline's `GenerationConfig`."""
-        known = ("temperature", "top_p", "top_k", "repetition_penalty")
+        known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_new_tokens")
         given = {name: self._config[name] for name in known if self._config.get(name) is not None}
         return {**given, "do_sample": bool(self._config.get("do_sample")), "stop_token_ids": self.stop_token_ids}
 
 
+_OLD_NAMES = {
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+}
+"""GPT-2's and its kin's."""
+
+
+def dimensions(folder: ModelFolder) -> dict[str, Any]:
+    """A model's config with its dimensions under the names that most models have.
+
+    Raises:
+        ModelError: for a config that names them in a third way.
+    """
+    config = {name: folder.config[old] for name, old in _OLD_NAMES.items() if old in folder.config} | folder.config
+    if missing := [name for name in _OLD_NAMES if name not in config]:
+        raise ModelError(f"config.json of {folder.name} has no {missing[0]}: set PARLEY_ENGINE=transformers")
+    return config
+
+
 def block_bytes(config: dict[str, Any], dtype: str) -> int:
-    """The size of one block of KV cache, of a model with this `config.json` in this precision."""
+    """The size of one block of KV cache, of a model with these `dimensions` in this precision."""
     layers = int(config["num_hidden_layers"])
     heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
     head_size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
@@ -225,8 +266,11 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
     if not (folder.path / "tokenizer.json").is_file():
         raise ModelError(f"{folder.name} has no tokenizer.json, which openvino needs; set PARLEY_ENGINE=transformers")
     defaults = GenerationDefaults(folder)
-    context = int(folder.config["max_position_embeddings"])
-    pipeline = _pipeline(export, placement, dtype, folder.config, context)
+    config = dimensions(folder)
+    context = int(config["max_position_embeddings"])
+    blocks = kv_blocks(block_bytes(config, dtype), context, placement, memory_limit())
+    context = min(context, blocks * BLOCK_TOKENS)
+    pipeline = _pipeline(export, placement, dtype, blocks)
     # Grammars are made from the vocabulary of the export's own tokenizer.
     structured = ["response_format"] if (export / "openvino_tokenizer.xml").is_file() else []
     honoured = [*_HONOURED, *structured]
@@ -235,7 +279,9 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> OpenVINORunn
 
 
 def kv_blocks(size: int, context: int, placement: Placement, memory: int) -> int:
-    """Blocks of KV cache. Memory is taken as they fill: without a size asked for, one longest conversation always fits.
+    """Blocks of KV cache. Memory is taken as they fill, and all of them fill: a cache keeps what ended.
+
+    Without a size asked for, a machine too small for the model's longest conversation bounds the conversations.
 
     Args:
         size: bytes of one block.
@@ -249,7 +295,7 @@ def kv_blocks(size: int, context: int, placement: Placement, memory: int) -> int
     longest = math.ceil(context / BLOCK_TOKENS)
     blocks = cache_blocks(size, longest, placement.max_batch, int(CACHE_SHARE * memory), placement.cache_bytes)
     if placement.cache_bytes is None:
-        return max(longest, blocks)
+        return max(1, blocks)
     if blocks < longest:
         raise ModelError(
             f"the KV cache has room for {blocks * BLOCK_TOKENS:,} tokens and the model's longest conversation has "
@@ -264,9 +310,9 @@ def _up(number: float) -> str:
     return f"{math.ceil(number / step) * step:.2g}"
 
 
-def _pipeline(export: Path, placement: Placement, dtype: str, config: dict[str, Any], context: int) -> Any:
+def _pipeline(export: Path, placement: Placement, dtype: str, blocks: int) -> Any:
     scheduler = genai.SchedulerConfig()
-    scheduler.num_kv_blocks = kv_blocks(block_bytes(config, dtype), context, placement, memory_limit())
+    scheduler.num_kv_blocks = blocks
     scheduler.max_num_batched_tokens = BATCHED_TOKENS
     scheduler.max_num_seqs = placement.max_batch
     scheduler.enable_prefix_caching = True

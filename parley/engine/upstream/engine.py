@@ -172,24 +172,25 @@ class UpstreamEngine:
 
     async def _open(self, messages: tuple[Message, ...], sampling: Sampling, ends: float) -> Body:
         """Opens an answer; a model that wants the length limit under its newer name gets it so from then on."""
+        field = self._limit_field  # another request may change it meanwhile
         try:
-            return await self._transport.open(self._request(messages, sampling), ends)
+            return await self._transport.open(self._request(messages, sampling, field), ends)
         except Unreachable:
             self._lose()
             raise
         except ParleyError as error:
-            if error.code is not ErrorCode.UNSUPPORTED_PARAMETER or error.param != self._limit_field:
+            if error.code is not ErrorCode.UNSUPPORTED_PARAMETER or error.param != field:
                 raise
             self._limit_field = "max_completion_tokens"
-            return await self._transport.open(self._request(messages, sampling), ends)
+            return await self._transport.open(self._request(messages, sampling, self._limit_field), ends)
 
-    def _request(self, messages: tuple[Message, ...], sampling: Sampling) -> bytes:
+    def _request(self, messages: tuple[Message, ...], sampling: Sampling, limit_field: str) -> bytes:
         """The body of a streamed chat completion (openai-openapi, `CreateChatCompletionRequest`)."""
         given = {
             name: value for name in sampling.__struct_fields__ if (value := getattr(sampling, name)) not in (None, ())
         }
         if "max_tokens" in given:
-            given[self._limit_field] = given.pop("max_tokens")
+            given[limit_field] = given.pop("max_tokens")
         return msgspec.json.encode(
             {
                 "model": self._model,

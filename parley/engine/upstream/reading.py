@@ -20,13 +20,21 @@ LONGEST_ANSWER = 1 << 26
 
 DONE = b"[DONE]"
 
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "eos": "stop", "eos_token": "stop"}
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "model_length": "length",
+}
+"""OpenAI's words, TGI's (`eos_token`, `stop_sequence`) and Mistral's (`model_length`)."""
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class _Delta(Struct):
-    content: str | None = None
+    content: str | list[Any] | None = None
     refusal: str | None = None
 
 
@@ -123,7 +131,7 @@ class Reading:
         self._usage = _plain(chunk.usage) or self._usage
         for choice in chunk.choices or ():
             self._reason = choice.finish_reason or self._reason
-            if choice.delta and (text := choice.delta.content or choice.delta.refusal):
+            if choice.delta and (text := _text(choice.delta.content) or choice.delta.refusal):
                 pieces.append(text)
 
     def _counts(self) -> _Counts:
@@ -131,6 +139,14 @@ class Reading:
             return msgspec.convert(self._usage, _Counts)
         except msgspec.ValidationError as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, STRANGE) from error
+
+
+def _text(content: str | list[Any] | None) -> str:
+    """The text of a piece; of Mistral's parts, thoughts and references are left out."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _plain(usage: dict[str, Any] | None) -> dict[str, Any]:

@@ -30,6 +30,9 @@ _PAGE = 32
 _STEP_TOKENS = 1024
 """Most tokens a step; a longer prompt is prefilled in several, beside the others' decoding."""
 
+_MASKS = 2
+"""Most attention masks of a step: one for layers that see everything, one for those with a sliding window."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -177,6 +180,13 @@ def _blocks(model: Any, placement: Placement, context: int) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    block_bytes: int = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * _PAGE
+    kept = 2 * config.num_hidden_layers * heads * width
     longest, memory = ceil(context / _PAGE) + 1, hardware.cache_bytes(model.device)
-    return cache_blocks(block_bytes, longest, placement.max_batch, memory, placement.cache_bytes)
+    if model.device.type == "cuda":
+        # transformers refuses a cache without room for what reading a token of it takes: copies of keys and values in
+        # one layer, and a place in the masks (`PagedAttentionMemoryHandler`).
+        reading = (2 * config.num_attention_heads + heads) * width + _MASKS * _STEP_TOKENS
+        memory = memory * kept // (kept + reading)
+    return cache_blocks(
+        kept * model.dtype.itemsize * _PAGE, longest, placement.max_batch, memory, placement.cache_bytes
+    )
