@@ -26,6 +26,7 @@ from parley.api.native import reply_to
 from parley.api.openapi import document
 from parley.api.protocol import use_protocol
 from parley.api.server import use_server
+from parley.api.unbounded import use_no_time_limit
 from parley.contract.chat import ChatReply, ChatRequest
 from parley.contract.errors import ParleyError
 from parley.engine.model import ModelError
@@ -44,6 +45,7 @@ except SettingsError as error:
 
 use_protocol()
 use_server()
+use_no_time_limit()
 app = create_app()
 app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open_to_all)
 
@@ -52,7 +54,7 @@ app.state.openapi = document(app.routes, settings.limits, keyed=not keyring.open
 @bentoml.service(
     name="parley",
     workers=1,
-    traffic={"timeout": 2 * int(settings.answer_timeout) + 60},  # a backstop, above a long queue and a long answer
+    traffic={"timeout": 2 * int(settings.answer_timeout) + 60},  # for BentoCloud and clients; no limit of ours
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},

@@ -236,8 +236,8 @@ class PromptBuilder:
                 return Prompt(short, len(messages) - len(kept), len(ids) - len(short))
         raise ParleyError(
             ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"This model's context length is {self._context} tokens, of which a prompt may have {room} here; the "
-            f"messages have {len(ids)} tokens. Shorten them{', or lower max_tokens' if max_tokens else ''}.",
+            f"This model's maximum context length is {self._context} tokens, of which a prompt may have {room} here; "
+            f"the messages have {len(ids)} tokens. Shorten them{', or lower max_tokens' if max_tokens else ''}.",
             "messages",
         )
 

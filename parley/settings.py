@@ -128,6 +128,14 @@ class Settings(BaseModel):
     drain_grace: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running answers get to finish when the service is asked to stop."""
 
+    @field_validator("context_policy")
+    @classmethod
+    def _policy(cls, value: ContextPolicy | None, info: ValidationInfo) -> ContextPolicy | None:
+        """A policy other than refusing needs tokens counted, which an upstream alone can do."""
+        if value not in (None, "error") and info.data.get("engine") == "upstream":
+            raise ValueError("an upstream keeps to its own: leave it unset with PARLEY_ENGINE=upstream")
+        return value
+
     @field_validator("upstream_url")
     @classmethod
     def _upstream(cls, value: str | None, info: ValidationInfo) -> str | None:

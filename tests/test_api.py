@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.conftest import POCKET, Served, serve
+from tests.scrape import scrape, total
 
 COMPLETIONS = "/v1/chat/completions"
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello there world"}]
@@ -173,7 +174,7 @@ def test_models_tell_what_is_honoured(echo_service: Served) -> None:
     """Fails when a client has to find out by trying."""
     (model,) = requests.get(f"{echo_service.url}/v1/models", timeout=5).json()["data"]
     assert model == requests.get(f"{echo_service.url}/v1/models/echo", timeout=5).json()
-    assert {"max_tokens", "stop", "logprobs", "n"} <= set(model["parameters"])
+    assert {"max_tokens", "stop", "logprobs", "n", "context_policy"} <= set(model["parameters"])
     assert "logit_bias" not in model["parameters"]
     assert (model["engine"], model["context_length"]) == ("echo", 8192)
     assert param(requests.get(f"{echo_service.url}/v1/models/other", timeout=5), 404) == "model"
@@ -298,6 +299,41 @@ def test_a_retry_follows_the_answer_that_a_cut_connection_left_behind(echo_servi
     assert len(set(answers)) == 1
     assert answers[0].startswith(begun)
     assert answers[0].endswith(b"data: [DONE]\n\n")
+
+
+def generated(served: Served) -> float:
+    """Tokens of all answers so far."""
+    return total(scrape(served), "vllm:generation_tokens_total")
+
+
+def test_a_retry_joins_the_answer_that_its_client_could_not_wait_for(echo_service: Served) -> None:
+    """Fails when each try of a client with a short timeout starts from nothing, and none ever gets an answer."""
+    body = {"messages": said("slow " + "word " * 40)}
+    key = {"Idempotency-Key": "impatient"}
+    before = generated(echo_service)
+    for header in ("x-stainless-read-timeout", "X-Request-Timeout"):
+        late = ask(echo_service, headers={**key, header: "0.3"}, **body)
+        assert late.json()["error"]["code"] == "deadline_exceeded"
+    whole = ask(echo_service, headers={**key, "X-Request-Timeout": "20"}, **body)
+    assert whole.headers["idempotent-replayed"] == "true"
+    assert whole.json()["choices"][0]["message"]["content"].count("word") == 40
+    assert generated(echo_service) - before == whole.json()["usage"]["completion_tokens"]
+    assert param(ask(echo_service, headers={**key, "X-Request-Timeout": "soon"}, **body)) == "x-request-timeout"
+
+
+def test_a_fault_in_a_list_of_stop_strings_is_told_of_its_item(echo_service: Served) -> None:
+    """Fails when a client concludes from the error that a list is not allowed."""
+    for faulty in ("", 5):
+        response = ask(echo_service, stop=["a", faulty])
+        assert param(response) == "stop[1]", response.text
+    assert param(ask(echo_service, stop=5)) == "stop"
+    assert param(ask(echo_service, stop="")) == "stop"
+
+
+def test_null_is_nothing_in_either_form(echo_service: Served) -> None:
+    """Fails when a client whose serializer writes null for an empty list is refused."""
+    body = {"user_input": "hi", "past_user_inputs": None, "generated_responses": None}
+    assert ask(echo_service, "/chat", **body).json() == "hi"
 
 
 def test_a_client_s_deadline_ends_what_nobody_waits_for(echo_service: Served) -> None:

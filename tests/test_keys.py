@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import json
 import os
 import re
 import socket
@@ -17,7 +16,7 @@ import openai
 import pytest
 import requests
 
-from parley.api.keys import Budget, Key, KeyEntry
+from parley.api.keys import Budget, Key, KeyEntry, load_keys
 from parley.contract.errors import ErrorCode, ParleyError
 from tests.conftest import ROOT, Served, clean_environment, free_port, serve
 
@@ -120,6 +119,7 @@ def test_r13_what_is_no_key_is_refused(keyed: Served, authorization: str) -> Non
     answer = requests.post(f"{keyed.url}/chat", json={"user_input": "hi"}, headers=headers, timeout=10)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert "Incorrect API key provided" in answer.text  # by which LiteLLM tells it from a bad request
     assert secret("plain") not in answer.text + keyed.log()
 
 
@@ -314,4 +314,14 @@ def test_a_new_key_fits_the_file(tmp_path: Path) -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ)).stdout
     key, digest = re.findall(r"parley-[\w-]+", printed)[0], re.findall(r'sha256 = "(\w+)"', printed)[0]
     assert hashlib.sha256(key.encode()).hexdigest() == digest
-    assert json.dumps("web") in printed
+    (tmp_path / "keys.toml").write_text(printed[printed.index("[[keys]]") :])
+    assert not load_keys(tmp_path / "keys.toml").open_to_all
+
+
+@pytest.mark.parametrize("name", ["two words", 'a"b', "", "x" * 65])
+def test_a_name_that_no_file_of_keys_takes_is_refused(name: str) -> None:
+    """Fails when an entry is printed that ends the service at its next start."""
+    command = [sys.executable, "-m", "parley.api.keys", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "1 to 64 letters" in done.stderr

@@ -77,6 +77,16 @@ class Undecodable(EchoRunner):
         super().cancel(job_id)
 
 
+class RefusesTwo(EchoRunner):
+    """An echo that cannot take the second job, in a way that nobody has thought of."""
+
+    def add(self, job: Job) -> None:
+        """Takes a job, or raises."""
+        if job.id == 2:
+            raise TypeError("secret")
+        super().add(job)
+
+
 def added(number: int, text: str) -> Add:
     """The command that begins an answer to a text."""
     return Add(Job(number, list(text.encode()), Sampling(max_tokens=20)))
@@ -90,6 +100,17 @@ def test_nothing_is_held_while_a_prompt_is_read(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ScriptEndedError):
         Loop(runner, link).run()  # type: ignore[arg-type]  # a stand-in for the socket
     assert runner.seen == [[], ["a"], ["a"], ["a", " b c"], ["a", " b c"]]
+
+
+def test_r03_a_job_that_cannot_be_taken_fails_alone() -> None:
+    """R3. Fails when one request that a library chokes on ends everybody's answers, and again at each retry."""
+    link = ScriptedLink([added(number, "x y") for number in (1, 2, 3)], [], [])
+    with pytest.raises(ScriptEndedError):
+        Loop(RefusesTwo("test", Placement()), link).run()  # type: ignore[arg-type]  # a stand-in for the socket
+    (failure,) = (event for event in link.events if isinstance(event, Failure))
+    assert (failure.id, failure.code) == (2, ErrorCode.ENGINE_ERROR)
+    assert "secret" not in failure.message
+    assert sorted(event.id for event in link.events if isinstance(event, Finish)) == [1, 3]
 
 
 def test_r03_an_answer_that_cannot_be_decoded_fails_alone(capfd: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,7 @@ def test_a_temperature_next_to_zero_is_greedy(runner: OpenVINORunner, prompts: l
 def test_r02_a_top_p_next_to_zero_leaves_the_likeliest_token(runner: OpenVINORunner, prompts: list[list[int]]) -> None:
     """R2. Fails when a number that is allowed becomes zero in single precision, and the engine refuses it."""
     greedy = run(runner, [Job(4100, prompts[0], Sampling(max_tokens=8, temperature=0))])[4100]
-    for number, top_p in enumerate((5e-324, 1e-40, 1e-20), 4101):
+    for number, top_p in enumerate((0.0, 5e-324, 1e-40, 1e-20), 4101):
         sampling = Sampling(max_tokens=8, temperature=1.7, top_p=top_p)
         assert run(runner, [Job(number, prompts[0], sampling)])[number] == greedy
 

@@ -1,11 +1,13 @@
 """Failures at the start of the service."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, serve
+from tests.conftest import ROOT, clean_environment, serve
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,26 @@ def test_r17_a_model_that_breaks_while_loading_ends_the_service(tmp_path: Path) 
     with serve({"PARLEY_MODEL": str(folder), "PARLEY_ENGINE": "transformers"}, ready=False) as served:
         assert served.process.wait(60) == 1
         assert [line for line in served.log().splitlines() if line.startswith("parley: ")]
+
+
+LAYERS = """
+import service
+from _bentoml_impl.server.app import ServiceAppFactory
+service.service.inject_config()
+print(*(layer.cls.__name__ for layer in ServiceAppFactory(service.service, is_main=True).middlewares))
+"""
+
+
+def test_no_layer_of_bentoml_limits_the_time_of_a_request() -> None:
+    """Fails when BentoML cuts long answers with an error that is not ours, and keeps a timer of minutes for each."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAYERS],
+        cwd=ROOT,
+        env=clean_environment({"PARLEY_ENGINE": "echo"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    layers = done.stdout.split()
+    assert "TimeoutMiddleware" not in layers, done.stderr
+    assert layers.index("Unbounded") < layers.index("Access") < layers.index("Gate")

@@ -45,6 +45,17 @@ BAD = [
     ("PARLEY_LIMIT_SCHEMA_DEPTH", "deep"),
 ]
 
+UPSTREAM = {"PARLEY_ENGINE": "upstream", "PARLEY_UPSTREAM_URL": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest_turns", "keep_recent"])
+def test_a_policy_that_an_upstream_would_not_keep_is_refused(policy: str) -> None:
+    """Fails when an operator's policy is dropped without a word, as nobody here counts an upstream's tokens."""
+    assert Settings.from_env({**UPSTREAM, "PARLEY_CONTEXT_POLICY": "error"}).context_policy == "error"
+    with pytest.raises(SettingsError, match=f"PARLEY_CONTEXT_POLICY={policy}: .*an upstream keeps to its own"):
+        Settings.from_env({**UPSTREAM, "PARLEY_CONTEXT_POLICY": policy})
+
+
 MISNAMED = [
     ("PARLEY_MAX_BACTH", "PARLEY_MAX_BATCH"),
     ("PARLEY_LIMIT_MESAGES", "PARLEY_LIMIT_MESSAGES"),

@@ -13,9 +13,15 @@ import pytest
 import requests
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from parley.telemetry import exporter
 from parley.telemetry.exporter import ExporterError, create_exporter, exporter_is_set
+from parley.telemetry.record import Head, Record
+from parley.telemetry.traces import Spans
 from tests.conftest import ROOT, free_port, serve
 from tests.scrape import scrape, total
 
@@ -107,6 +113,7 @@ def test_r07_a_request_is_a_span_with_its_phases_and_no_text() -> None:
     assert attributes["gen_ai.usage.input_tokens"] == attributes["gen_ai.usage.output_tokens"] == 28
     assert attributes["parley.request_id"] == "traced"
     assert plain(spans["GET unknown"].attributes)["error.type"] == "not_found"
+    assert spans["GET unknown"].status.code == 0  # unset: by the conventions for HTTP a client's mistake is no error
     names = ("request.duration", "time_to_first_token", "time_per_output_token")
     exported = collector.metrics()
     for name in names:
@@ -114,6 +121,45 @@ def test_r07_a_request_is_a_span_with_its_phases_and_no_text() -> None:
         assert point.count == 1
         assert plain(point.attributes)["gen_ai.operation.name"] == "chat"
     assert not [body for _, body in collector.bodies if SECRET.encode() in body]
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, "parley"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=chat-prod"}, "chat-prod"),
+        ({"OTEL_SERVICE_NAME": "chat", "OTEL_RESOURCE_ATTRIBUTES": "service.name=chat-prod"}, "chat"),
+    ],
+)
+def test_the_sender_is_called_as_opentelemetry_says(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str
+) -> None:
+    """Fails when a name that the SDK's variables give is replaced by ours."""
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert exporter.described().attributes["service.name"] == name
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_error"),
+    [
+        (429, "queue_full", False),
+        (499, "client_closed_request", True),
+        (500, "internal_error", True),
+        (200, "engine_error", True),
+        (200, None, False),
+    ],
+)
+def test_a_span_is_an_error_when_the_service_failed(status: int, code: str | None, is_error: bool) -> None:
+    """Fails when every mistake of a client raises the service's error rate, or an answer that broke off does not."""
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    Spans(provider)(Record(Head("id", "POST", "/chat", 0.0), 1.0, status, code, None, ()))
+    (span,) = exported.get_finished_spans()
+    assert (span.status.status_code is StatusCode.ERROR) == is_error
 
 
 def test_nothing_is_exported_unless_it_is_asked_for() -> None:

@@ -260,3 +260,17 @@ def test_what_an_upstream_may_not_honour_is_refused(front: Served, path: str, mo
     response = requests.post(f"{front.url}/v1/{path}", json=body, timeout=10)
     assert response.status_code == 400
     assert (response.json()["error"]["code"], response.json()["error"]["param"]) == ("unsupported_parameter", param)
+
+
+def test_what_is_refused_is_not_listed(front: Served) -> None:
+    """Fails when `GET /v1/models` tells of a parameter that is then refused."""
+    (model,) = requests.get(f"{front.url}/v1/models", timeout=10).json()["data"]
+    assert "n" in model["parameters"]
+    assert "context_policy" not in model["parameters"]
+
+
+def test_a_conversation_too_long_is_told_in_words_that_clients_know(front: Served) -> None:
+    """Fails when LiteLLM cannot tell it from other bad requests, and does not fall back to a longer model."""
+    body = {"messages": [{"role": "user", "content": "too-long-in-words mode"}]}
+    told = requests.post(f"{front.url}/v1/chat/completions", json=body, timeout=10).json()
+    assert "is longer than the model's context length" in told["error"]["message"]

@@ -46,6 +46,8 @@ async def take_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 async def _taken(headers: Headers, receive: Receive, limit: int) -> bytes:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ParleyError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Send the body as it is: compressed ones are not taken.")
     if not _is_json(headers):
         raise from_status(415)
     if _int_or_zero(headers.get("content-length", "")) > limit:
@@ -59,11 +61,10 @@ async def _taken(headers: Headers, receive: Receive, limit: int) -> bytes:
 
 
 def _is_json(headers: Headers) -> bool:
-    """JSON as it is: no other encoding of its characters or of the body."""
+    """JSON, its characters in UTF-8."""
     kind, _, parameters = headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].split(";")[0].strip(' "')
-    plain = headers.get("content-encoding", "identity").lower() == "identity"
-    return kind.strip() == "application/json" and charset in ("", "utf-8", "utf8", "us-ascii") and plain
+    return kind.strip() == "application/json" and charset in ("", "utf-8", "utf8", "us-ascii")
 
 
 async def _drain(receive: Receive) -> None:

@@ -30,10 +30,12 @@ from parley.contract.openai import (
 from parley.engine import engine
 from parley.engine.engine import Delta, Event, Failure, Finish
 from parley.engine.runner import Sampling
-from parley.prompt import Prompt
+from parley.prompt import Passage, Prompt
 
-SERVED_BY_US = ["n", "stream", "context_policy"]
+SERVED_BY_US = ["n", "stream"]
 """Parameters that every engine's models honour, because not the engine does."""
+COUNTED_BY_US = ["context_policy"]
+"""Those that are honoured where prompts are made here, and not at an upstream."""
 
 
 def router(created: int) -> APIRouter:
@@ -236,6 +238,7 @@ def unknown_model(chat: Chat) -> ParleyError:
 def describe(chat: Chat, created: int) -> Model:
     """The served model in OpenAI's shape, with our additions."""
     info = chat.info
+    ours = SERVED_BY_US if isinstance(chat.builder, Passage) else [*SERVED_BY_US, *COUNTED_BY_US]
     return Model(
         id=chat.served,
         created=created,
@@ -244,7 +247,7 @@ def describe(chat: Chat, created: int) -> Model:
         device=info.device,
         dtype=info.dtype,
         context_length=info.context_length,
-        parameters=[*info.parameters, *SERVED_BY_US],
+        parameters=[*info.parameters, *ours],
         streams=info.streams,
     )
 

@@ -12,7 +12,9 @@ OURS = "x-request-timeout"
 """Seconds that the client waits for its answer, or for the first piece of a streamed one."""
 
 OPENAI = "x-stainless-read-timeout"
-"""The same, as OpenAI's clients send it with every request."""
+"""The same, as OpenAI's client for Python sends it with every request."""
+
+HEADERS = (OURS, OPENAI)
 
 LONGEST = 86_400.0
 

@@ -81,8 +81,8 @@ def from_validation(faults: Sequence[Any]) -> ParleyError:
 
 
 _SCAFFOLDING = frozenset(
-    {"body", "conversation_form", "history_form", "text-form", "parts-form", "int", "float", "str", "[key]"}
-    | {"constrained-str", "list[constrained-str]"}
+    {"body", "conversation_form", "history_form", "text-form", "parts-form", "list-form"}
+    | {"int", "float", "str", "[key]", "constrained-str", "list[constrained-str]"}
 )
 """Parts of pydantic's locations that name our own types and not the client's fields."""
 

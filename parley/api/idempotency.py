@@ -2,7 +2,7 @@
 
 An answer is made once, in a task of its own that goes on when its client is cut off, since a client that sends a key
 means to ask again. Everybody who asks with the same key and body, at once or later, follows its recording from the
-beginning. What has failed is made anew for the next who asks.
+beginning, each with the patience of their own. What has failed is made anew for the next who asks.
 """
 
 import asyncio
@@ -15,9 +15,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.body import replay
 from parley.api.chat import unless_disconnected
+from parley.api.deadline import HEADERS, kept, loop_time, patience
+from parley.api.errors import ErrorResponse
 from parley.api.protocol import WRITE, refuse
 from parley.api.sse import DONE
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.telemetry.record import current
 
 HEADER = "idempotency-key"
 REPLAYED = "idempotent-replayed"
@@ -83,11 +86,15 @@ class Recording:
         streamed = Headers(raw=self._messages[0]["headers"]).get("content-type", "").startswith("text/event-stream")
         return streamed and not (bodies and bodies[-1].endswith(DONE.encode()))
 
-    async def follow(self, send: Send, again: bool) -> None:
+    async def follow(self, send: Send, again: bool, deadline: float | None) -> None:
         """Sends the response from its beginning; `again` marks it as one that was not made for this request.
 
-        Raises whatever the making of the response raised.
+        Raises whatever the making of the response raised, and `DEADLINE_EXCEEDED` if it has not begun by the deadline,
+        in the event loop's time.
         """
+        async with kept(deadline):
+            while self.under_way and not self._messages:
+                await self._news.wait()
         sent = 0
         while True:
             news, ended = self._news, not self.under_way
@@ -128,8 +135,11 @@ class Recordings:
         """Answers from a recording, which is made now if there is none.
 
         Raises:
-            ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before, which has not failed.
+            ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before, which has not failed;
+                `INVALID_VALUE` for a deadline that cannot be read.
         """
+        seconds = patience(Headers(scope=scope))
+        deadline = None if seconds is None else loop_time(current().head.arrived + seconds)
         now = asyncio.get_running_loop().time()
         self._forget(now)
         name = (asked.owner, asked.key)
@@ -141,11 +151,17 @@ class Recordings:
             message = "This Idempotency-Key was used for another request; take a new key for a new request."
             raise ParleyError(ErrorCode.IDEMPOTENCY_CONFLICT, message, HEADER)
         if recording is None:
-            recorded = {**scope, WRITE: refuse}  # every piece by `send`, so that the recording has it
+            # Nobody's deadline ends it, and every piece comes by `send`, so that the recording has it.
+            headers = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") not in HEADERS]
+            recorded = {**scope, "headers": headers, WRITE: refuse}
             recording = Recording(asked.digest, now, lambda take: app(recorded, replay(body, _never), take))
             self._kept[name] = recording
         try:
-            await unless_disconnected(receive, recording.follow(send, again))
+            await unless_disconnected(receive, recording.follow(send, again, deadline))
+        except ParleyError as error:
+            if error.code is not ErrorCode.DEADLINE_EXCEEDED:
+                raise
+            await ErrorResponse(error)(scope, receive, send)  # before the recording has ended
         finally:
             if not again:  # its tokens and its end belong into the record of the request that it is made for
                 await recording.ended()

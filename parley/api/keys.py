@@ -14,6 +14,7 @@ keep: there is nothing to guess, and no dictionary to try. The file that the ser
 import argparse
 import hashlib
 import hmac
+import re
 import secrets
 import tomllib
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ OPEN_FOLDER = "/static_content/"
 
 MINUTE = 60.0
 
+NAME = r"^[\w.-]{1,64}$"
+"""What a key may be called."""
+
 PerMinute = Annotated[int, Field(ge=1, le=2**31)]
 
 
@@ -45,7 +49,7 @@ class KeyEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the key, in hexadecimal digits."""
     requests_per_minute: PerMinute | None = None
@@ -158,7 +162,8 @@ class Keyring:
             return None
         key = self._find(Headers(scope=scope).get("authorization", ""))
         if key is None:
-            message = "A good API key is needed here, sent as 'Authorization: Bearer KEY'."
+            # In the words that LiteLLM and its like look for.
+            message = "Incorrect API key provided, or none: a good one is sent as 'Authorization: Bearer KEY'."
             raise ParleyError(ErrorCode.INVALID_API_KEY, message)
         return key
 
@@ -211,6 +216,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m parley.api.keys", description="Makes an API key.")
     parser.add_argument("name", help="who or what the key is for; shown in logs")
     name = parser.parse_args().name
+    if not re.search(NAME, name):
+        parser.error("a name is 1 to 64 letters, digits, '_', '.' or '-'")
     key = f"parley-{secrets.token_urlsafe(32)}"
     print(f"The key, told only now: {key}\n\nFor the file of PARLEY_KEYS_FILE:\n")
     print(f'[[keys]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"')

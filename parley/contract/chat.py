@@ -7,7 +7,7 @@ token usage.
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 Role = Literal["system", "user", "assistant"]
 
@@ -28,6 +28,11 @@ class Turn(BaseModel):
     content: str
 
 
+def _listed(given: Any) -> Any:
+    """Serializers of other languages write null for what is not there."""
+    return [] if given is None else given
+
+
 class ConversationRequest(BaseModel):
     """Form 1. `past_user_inputs[i]` was answered by `generated_responses[i]`."""
 
@@ -37,8 +42,8 @@ class ConversationRequest(BaseModel):
         }
     )
 
-    past_user_inputs: list[str] = Field(default_factory=list)
-    generated_responses: list[str] = Field(default_factory=list)
+    past_user_inputs: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    generated_responses: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     user_input: str
 
     @model_validator(mode="after")

@@ -130,6 +130,17 @@ class StreamOptions(_Strict):
     include_usage: StrictBool = False
 
 
+def _stop_form(stop: Any) -> str:
+    return "list-form" if isinstance(stop, (list, tuple)) else "text-form"
+
+
+StopString = Annotated[StrictStr, Field(min_length=1)]
+Stop = Annotated[
+    Annotated[StopString, Tag("text-form")] | Annotated[list[StopString], Tag("list-form")], Discriminator(_stop_form)
+]
+"""One string or several; told apart first, so that a fault in a list is told of its item."""
+
+
 class ChatCompletionRequest(_Strict):
     """The body of `POST /v1/chat/completions`.
 
@@ -147,13 +158,13 @@ class ChatCompletionRequest(_Strict):
     max_tokens: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[StrictFloat, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=10)] | None = None
     frequency_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[StrictStr, Field(min_length=1)] | list[Annotated[StrictStr, Field(min_length=1)]] | None = None
+    stop: Stop | None = None
     n: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=2**31)] | None = None

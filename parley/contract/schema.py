@@ -97,7 +97,8 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
     _check_values(path, node, kinds)
     for low, (high, kind) in RANGES.items():
         if low in node or high in node:
-            _check_range(f"{path}: {low} and {high}", node.get(low), node.get(high), kinds == [kind], kind)
+            bounds = [node[name] for name in (low, high) if name in node]
+            _check_range(f"{path}: {low} and {high}", bounds, kinds == [kind], kind)
 
 
 def _check_alone(path: str, node: dict[str, Any]) -> None:
@@ -142,14 +143,14 @@ def _is(kind: str, value: Any) -> bool:
     return isinstance(value, _PYTHON[kind])
 
 
-def _check_range(what: str, low: Any, high: Any, fits: bool, kind: str) -> None:
+def _check_range(what: str, bounds: list[Any], fits: bool, kind: str) -> None:
     if not fits:
         raise SchemaFault(f"{what} can be enforced for type {kind} only")
     largest, smallest = (LARGEST_INTEGER, -LARGEST_INTEGER) if kind == "integer" else (LARGEST_COUNT, 0)
-    for bound in (low, high):
-        if bound is not None and not (type(bound) is int and smallest <= bound <= largest):
+    for bound in bounds:
+        if not (type(bound) is int and smallest <= bound <= largest):
             raise SchemaFault(f"{what} are integers from {smallest} to {largest}")
-    if low is not None and high is not None and low > high:
+    if bounds != sorted(bounds):
         raise SchemaFault(f"{what} leave nothing between them")
 
 

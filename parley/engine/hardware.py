@@ -25,7 +25,7 @@ what was kept of earlier ones goes first, and then some wait."""
 
 
 def cache_blocks(block_bytes: int, blocks_of_one: int, batch: int, memory: int, asked: int | None) -> int:
-    """Blocks of a KV cache: for `CACHED_SHARE` of a full batch, and one longest conversation at least, if memory allows.
+    """Blocks of a KV cache: for `CACHED_SHARE` of a full batch, or for one longest conversation, if memory allows.
 
     Args:
         block_bytes: the size of one block.

@@ -109,7 +109,7 @@ class Loop:
         """Adds a job, or tells that the runner does not take it."""
         try:
             self._runner.add(job)
-        except (ValueError, RuntimeError) as error:  # what the libraries raise for a request that they do not take
+        except Exception as error:  # noqa: BLE001 - libraries raise what they like for a request that they do not take; the others' answers must not pay for it
             message = f"the engine refused the request ({type(error).__name__})"
             self._outbox.put(Failure(job.id, ErrorCode.ENGINE_ERROR, message))
         else:

@@ -3,8 +3,12 @@
 import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from parley.telemetry.record import Record
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -36,24 +40,19 @@ def exporter_is_set(environ: Mapping[str, str]) -> bool:
 
 
 class Exporter:
-    """Sends traces and metrics to a collector; the SDK reads headers, timeouts, sampler and intervals by itself.
+    """Sends traces and metrics to a collector; the SDK reads headers, timeouts, sampler and intervals by itself."""
 
-    Args:
-        service_name: `service.name` of all that is sent.
-    """
-
-    def __init__(self, service_name: str) -> None:
+    def __init__(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         from parley.telemetry.traces import Durations, Spans
 
-        resource = Resource.create({"service.name": service_name})
+        resource = described()
         self._tracer = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
@@ -74,10 +73,20 @@ class Exporter:
             thread.join(LAST_SECONDS)
 
 
+def described() -> "Resource":
+    """What all that is sent says of its sender: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, or our own name."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return resource.merge(Resource({SERVICE_NAME: "parley"}))
+    return resource
+
+
 def create_exporter(environ: Mapping[str, str]) -> Exporter | None:
     """The exporter that the environment sets; None, and nothing of it imported, where it sets none.
 
     Raises:
         ExporterError: as `exporter_is_set`.
     """
-    return Exporter(environ.get("OTEL_SERVICE_NAME", "parley")) if exporter_is_set(environ) else None
+    return Exporter() if exporter_is_set(environ) else None

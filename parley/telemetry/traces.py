@@ -12,6 +12,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvid
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from parley.contract.errors import ErrorCode
 from parley.telemetry.record import PROBES, Answer, Record
 
 PROVIDER = "parley"
@@ -41,7 +42,7 @@ class Spans:
             http_attributes(record),
             start_time=clock.nanoseconds(record.head.arrived),
         )
-        if record.code:
+        if record.code and not _is_the_clients_mistake(record):
             span.set_status(Status(StatusCode.ERROR, record.code))
         for answer in record.answers:
             span.set_attributes(answer_attributes(answer))
@@ -57,6 +58,11 @@ class Spans:
             start = clock.nanoseconds(begin)
             child = self._tracer.start_span(name, set_span_in_context(parent), start_time=start)
             child.end(clock.nanoseconds(end))
+
+
+def _is_the_clients_mistake(record: Record) -> bool:
+    """Whether a request was refused for what it was: by the conventions for HTTP no error of a server's span."""
+    return 400 <= record.status < 500 and record.code != ErrorCode.CLIENT_CLOSED_REQUEST
 
 
 class Durations:

@@ -30,7 +30,7 @@ CACHE_SHARE = 0.4
 """Most of the machine's memory that the KV cache may take."""
 
 SMALLEST_TOP_P = 1e-30
-"""What is less may be zero in single precision, which GenAI refuses. It leaves one token either way."""
+"""What is less is zero, or may be in single precision, which GenAI refuses. It leaves one token either way."""
 
 PRECISIONS = {
     "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
@@ -122,7 +122,7 @@ class OpenVINORunner:
         sampling = job.sampling
         for name, value in {
             "max_new_tokens": sampling.max_tokens,
-            "top_p": sampling.top_p and max(sampling.top_p, SMALLEST_TOP_P),
+            "top_p": None if sampling.top_p is None else max(sampling.top_p, SMALLEST_TOP_P),
             "top_k": sampling.top_k,
             "rng_seed": secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**63,  # its default is 0
             "repetition_penalty": sampling.repetition_penalty,

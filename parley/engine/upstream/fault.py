@@ -134,7 +134,9 @@ def _clients_fault(status: int, told: Told) -> ParleyError:
     """A request that the upstream does not take; the field at fault is told if it is one that we sent."""
     known = _known(told)
     if known is ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-        return ParleyError(known, "The conversation is longer than the upstream's context.", "messages")
+        return ParleyError(
+            known, "The conversation is longer than the model's context length at the upstream.", "messages"
+        )
     fields = (*Sampling.__struct_fields__, "messages", "model")
     param = told.param if told.param in fields else None
     what = f"{param} as this request has it" if param else "this request"

@@ -92,7 +92,12 @@ def begin(job: Job, limit: int, model: Any, base: GenerationConfig) -> Answer:
         processors.insert(0, OpenAIPenalty(len(job.prompt), frequency, presence))
     if job.sampling.logit_bias:
         processors.insert(0, LogitBias(job.sampling.logit_bias, model.device))
-    return Answer(job, processors, Random(job.sampling.seed) if config.do_sample else None)
+    return Answer(job, processors, _random(job.sampling.seed) if config.do_sample else None)
+
+
+def _random(seed: int | None) -> Random:
+    """Python takes a negative seed for the positive one, and answers to one request have seeds in a row."""
+    return Random(None if seed is None else seed % 2**64)
 
 
 def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
