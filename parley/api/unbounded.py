@@ -26,4 +26,4 @@ class Unbounded:
 
 def use_no_time_limit() -> None:
     """Makes every service of this process one without BentoML's time limit: it takes neither 0 nor none for one."""
-    traffic.TimeoutMiddleware = Unbounded  # type: ignore[assignment,misc]
+    traffic.TimeoutMiddleware = Unbounded
