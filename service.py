@@ -32,7 +32,7 @@ from parley.contract.errors import ParleyError
 from parley.engine.model import ModelError
 from parley.serving import create_chat, create_observer, prepare
 from parley.settings import Settings, SettingsError
-from parley.startup import end_with_parent, fail, listen_for_failure, tell_failure
+from parley.startup import end_with_parent, fail, listen_for_failure, one_line, tell_failure
 from parley.telemetry.exporter import ExporterError, exporter_is_set
 from parley.telemetry.http import Names
 from parley.telemetry.logs import configure_logging, report_loop_errors
@@ -67,11 +67,12 @@ class Parley:
     @staticmethod
     def prepare() -> None:
         """Once, before any worker: finds, downloads or converts the model, or ends with one line."""
+        os.environ.update(settings.placed())  # workers have it from here
         try:
             prepare(settings)
             exporter_is_set(os.environ)
-        except (ModelError, ExporterError) as error:
-            fail(str(error))
+        except (ModelError, ExporterError, OSError) as error:
+            fail(one_line(error))
         listen_for_failure()
 
     def __init__(self) -> None:
@@ -83,8 +84,8 @@ class Parley:
             tell_failure(fault)
         try:
             self._chat = create_chat(settings)
-        except (ModelError, OSError, ValueError) as error:
-            tell_failure(f"{settings.model}: {error}")
+        except Exception as error:  # noqa: BLE001 - tokenizers raises no class of its own, and what raises is started again for ever
+            tell_failure(f"{settings.model}: {one_line(error)}")
         app.state.chat = self._chat
         context = bentoml.server_context
         names = Names(context.bento_name, context.bento_version, context.service_name)

@@ -64,6 +64,8 @@ def _header_word(value: SecretStr) -> SecretStr:
     return value
 
 
+Expanded = Annotated[Path, AfterValidator(Path.expanduser)]
+
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-zA-Z0-9.\-\[\]:]+)$")]
 """A scheme and a host, with a port if it is not the usual one, and nothing after it; `*` is all."""
 
@@ -111,7 +113,7 @@ class Settings(BaseModel):
     """Seconds after which an answer is ended: with the reason `length` if it has begun, with an error if not."""
     limits: Limits = Limits()
     """How large a request may be: each `PARLEY_LIMIT_*` below."""
-    keys_file: Path | None = None
+    keys_file: Expanded | None = None
     """API keys, in the format of `parley.api.keys`; without it no key is asked for."""
     allow_anonymous: bool = False
     """Lets the service listen on more than loopback without keys."""
@@ -119,7 +121,7 @@ class Settings(BaseModel):
     """Origins whose pages may ask, such as `https://chat.example.com`, divided by commas; `*` for all."""
     idempotency_window: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Seconds for which the answer to a request with an `Idempotency-Key` is kept."""
-    cache: Path = Path.home() / ".cache" / "parley"
+    cache: Expanded = Path.home() / ".cache" / "parley"
     """Where converted models are kept, and the environment that `parley convert` exports in."""
     load_timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a model may take to load."""
@@ -143,6 +145,14 @@ class Settings(BaseModel):
         if (value is not None) != (info.data.get("engine") == "upstream"):
             raise ValueError("an address is needed with PARLEY_ENGINE=upstream, and with no other")
         return value and _base_url(value)
+
+    def placed(self) -> dict[str, str]:
+        """Variables that name the same folders wherever they are read: a Bento's workers run in the Bento's own."""
+        folders = {"PARLEY_CACHE": str(self.cache.absolute())}
+        model = Path(self.model).expanduser()
+        if self.model != "pocket" and model.is_dir():
+            folders["PARLEY_MODEL"] = str(model.absolute())
+        return folders
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

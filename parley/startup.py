@@ -29,6 +29,11 @@ def end_with_parent(number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def fail(message: str) -> NoReturn:
     """Prints one line and exits with status 1."""
     print(f"parley: {message}", file=sys.stderr, flush=True)

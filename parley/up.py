@@ -14,7 +14,6 @@ import requests
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
-READY_SECONDS = 900.0
 STOP_SECONDS = 40.0
 
 
@@ -58,16 +57,28 @@ class Program:
         except requests.RequestException:
             return False
 
-    def stop(self) -> None:
-        """Asks it to stop, and ends it when it does not."""
-        if self.process is None or self.process.poll() is not None:
+    def ask_to_stop(self) -> None:
+        """Asks all of it to stop."""
+        self._signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Waits until it has stopped, and ends it when it does not."""
+        if self.process is None:
             return
-        os.killpg(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._signal(signal.SIGKILL)
+        if self.process is not None:
             self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
 
 
 def service(port: int) -> Program:
@@ -96,11 +107,8 @@ def refuse_taken_port(program: Program) -> None:
 
 
 def wait_until_ready(programs: list[Program]) -> None:
-    """Returns when all answer; raises `NotStarted` when one ends or the time is up."""
-    deadline = time.monotonic() + READY_SECONDS
+    """Returns when all answer, however long a download takes; raises `NotStarted` when one ends instead."""
     while False in [program.is_ready() for program in programs]:
-        if time.monotonic() > deadline:
-            raise NotStarted(f"not ready within {READY_SECONDS:g} s")
         time.sleep(0.2)
 
 
@@ -132,8 +140,19 @@ def run(programs: list[Program]) -> None:
                 if program.process and (status := program.process.poll()) is not None:
                     raise NotStarted(f"the {program.name} ended with status {status}")
     finally:
+        stop(programs)
+
+
+def stop(programs: list[Program]) -> None:
+    """Asks all to stop and waits for them; who asks again does not want to wait."""
+    try:
         for program in reversed(programs):
-            program.stop()
+            program.ask_to_stop()
+        for program in programs:
+            program.end()
+    except KeyboardInterrupt:
+        for program in programs:
+            program.kill()
 
 
 def _interrupted(_number: int, _frame: object) -> None:
@@ -158,7 +177,9 @@ def main() -> None:
     alone = arguments.what == "client"
     page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if alone else backend.url)
     chosen = {"all": [backend, page], "service": [backend], "client": [page]}[arguments.what]
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _interrupted)
     try:
         run(chosen)
     except NotStarted as error:

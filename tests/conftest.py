@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ import requests
 # Tests send Ctrl-C to programs that they start. A shell that runs us in the background has it ignored, and they would
 # inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same goes for a proxy: nothing that the tests start is asked through one.
+_LOCAL = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")))
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = _LOCAL
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocket"
@@ -90,7 +94,8 @@ def descendants(pid: int) -> list[int]:
     """All processes below one, from /proc."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        children += [int(child) for child in task.read_text().split()]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children += [int(child) for child in task.read_text().split()]
     return children + [below for child in children for below in descendants(child)]
 
 
@@ -98,7 +103,7 @@ def command_line(pid: int) -> bytes:
     """A process's command line; empty when it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
 
 
@@ -108,9 +113,10 @@ def serve(
 ) -> Iterator[Served]:
     """A service with these settings; stopped, with all its processes, when the context ends."""
     port = free_port()
-    log_path = Path(tempfile.mkstemp(prefix="parley-", suffix=".log")[1])
+    descriptor, name = tempfile.mkstemp(prefix="parley-", suffix=".log")
+    log_path = Path(name)
     command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
-    with log_path.open("wb") as log:
+    with os.fdopen(descriptor, "wb") as log:
         process = subprocess.Popen(
             command, cwd=cwd, env=clean_environment(env), stdout=log, stderr=log, start_new_session=True
         )

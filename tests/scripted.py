@@ -37,24 +37,31 @@ class ScriptedServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            request = read_request(connection)
-            self.requests.append(request)
             try:
+                request = read_request(connection)
+                self.requests.append(request)
                 self._script(request, connection.sendall)
             except OSError:
                 self.left.set()
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """One whole request, head and body."""
+    """One whole request, head and body; raises `OSError` where its end never comes."""
     data = b""
     while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
+        data += received(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
     while len(body) < length:
-        body += connection.recv(65536)
+        body += received(connection)
     return head + b"\r\n\r\n" + body
+
+
+def received(connection: socket.socket) -> bytes:
+    """Some more bytes."""
+    if data := connection.recv(65536):
+        return data
+    raise ConnectionError("the client left in the middle of its request")
 
 
 @contextmanager

@@ -31,10 +31,12 @@ def address(echo_service) -> Iterator[str]:
     command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *options]
     environment = clean_environment({"PARLEY_URL": echo_service.url, "PARLEY_UI_MAX_INPUT_CHARS": "5000"})
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as server:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(f"{url}/_stcore/health")
-        yield url
-        server.terminate()
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_up(f"{url}/_stcore/health")
+            yield url
+        finally:
+            server.terminate()
 
 
 def wait_until_up(url: str) -> None:

@@ -80,6 +80,13 @@ def test_an_export_belongs_to_the_weights_that_it_was_made_from(folder: ModelFol
     assert resolve(str(model), folder.exports.parents[1]).exports != folder.exports  # type: ignore[union-attr]
 
 
+def test_an_export_outlives_files_that_no_model_is_read_from(folder: ModelFolder, model: Path) -> None:
+    """Fails when an export of gigabytes is made again because somebody edited a README."""
+    for name in ("README.md", ".DS_Store", ".gitattributes"):
+        (model / name).write_text("new")
+    assert resolve(str(model), folder.exports.parents[1]).exports == folder.exports  # type: ignore[union-attr]
+
+
 def test_auto_uses_an_export_and_says_how_to_get_one(folder: ModelFolder) -> None:
     """Fails when a converted model is served slowly, or nobody learns that it could be faster."""
     without = choose("auto", folder, None)

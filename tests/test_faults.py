@@ -161,13 +161,15 @@ def why(served: Served, told: dict[str, str]) -> str:
     return str(body["status"])
 
 
-def test_r15_a_stop_lets_all_answers_finish() -> None:
+@pytest.mark.parametrize("told", ["the supervisor", "all of them"])
+def test_r15_a_stop_lets_all_answers_finish(told: str) -> None:
     """R15. Fails when SIGTERM cuts answers that had time, lets newcomers in, or leaves a process behind."""
     text = "slow " + "word " * 40
     with serve({"PARLEY_ENGINE": "echo"}) as served:
         processes = descendants(served.process.pid)
         with readers(served, CROWD, text) as ends:
-            served.process.send_signal(signal.SIGTERM)
+            # systemd tells all of them; the supervisor then tells its worker once more.
+            (os.kill if told == "the supervisor" else os.killpg)(served.process.pid, signal.SIGTERM)
             until(lambda: served.readyz() == 503)
             late = requests.post(f"{served.url}/chat", json={"user_input": "late"}, timeout=5)
             finished = [end.result(20) for end in ends]
@@ -179,6 +181,17 @@ def test_r15_a_stop_lets_all_answers_finish() -> None:
     assert int(late.headers["retry-after"]) > 0
     assert late.headers["connection"] == "close"  # so that the retry finds another replica
     assert not [pid for pid in processes if command_line(pid)]
+
+
+def test_r15_who_asks_twice_does_not_wait_for_the_grace() -> None:
+    """R15. Fails when a second signal does nothing, or cuts answers without a word."""
+    with serve({"PARLEY_ENGINE": "echo", "PARLEY_DRAIN_GRACE": "600"}) as served:
+        with readers(served, CROWD, LONG) as ends:
+            for _ in range(2):
+                served.process.send_signal(signal.SIGTERM)
+                time.sleep(2)  # more than what counts as the same stop, told twice
+            all_told([end.result(20) for end in ends], "engine_unavailable")
+        served.process.wait(30)
 
 
 def test_r15_what_outlasts_the_grace_is_told() -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -97,7 +99,15 @@ def test_resolving_imports_no_model_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"HF_HUB_OFFLINE": "1"},
+        {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        {"HF_ENDPOINT": "http://hub.invalid", "http_proxy": "http://127.0.0.1:9"},
+        {"HF_ENDPOINT": "http://hub.invalid", "ALL_PROXY": "socks5://127.0.0.1:9"},
+    ],
+)
 def test_a_failed_download_names_model_cause_and_way_out(tmp_path: Path, settings: dict[str, str]) -> None:
     """Fails when a machine without the hub shows a traceback."""
     code = f"""
@@ -123,10 +133,14 @@ class Hub(BaseHTTPRequestHandler):
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        """The model's description, its file tree, or a file."""
+        """The model's description, its file tree, or a file; `broken` breaks off in it, `gated` is refused."""
+        if "gated" in self.path:
+            return self._refuse()
         if "/resolve/" in self.path:
             name = self.path.rsplit("/", 1)[1]
             self._asked.append(name)
+            if "broken" in self.path and self.command == "GET" and name == "model.safetensors":
+                return self._break_off()
             return self._answer((self._folder / name).read_bytes(), "application/octet-stream")
         files = sorted(path for path in self._folder.iterdir() if path.is_file())
         if "/tree/" in self.path:
@@ -136,6 +150,24 @@ class Hub(BaseHTTPRequestHandler):
         return self._answer(json.dumps(description).encode(), "application/json")
 
     do_HEAD = do_GET
+
+    def _refuse(self) -> None:
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Ask for access to it.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _break_off(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.send_header("ETag", '"half"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        self.wfile.write(b"half of it")
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
     def _answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)
@@ -181,6 +213,44 @@ print(folder.name, (folder.path / "model.safetensors").stat().st_size)
     done = run_python(code, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "hub"), HF_HUB_DISABLE_XET="1")
     assert done.stdout.split()[:1] == ["owner/name"], done.stderr
     assert ("pytorch_model.bin" in asked) is pickled
+
+
+@pytest.mark.parametrize(("name", "words"), [("broken", ""), ("gated", "Ask for access to it.")])
+def test_a_download_that_fails_under_way_is_one_line(
+    hub: tuple[str, list[str]], tmp_path: Path, name: str, words: str
+) -> None:
+    """Fails when a line that breaks is a traceback, or a user is not told that a licence has to be accepted."""
+    code = f"""
+from pathlib import Path
+from parley.engine.model import ModelError, resolve
+try:
+    resolve("owner/{name}", Path({str(tmp_path / "cache")!r}))
+except ModelError as error:
+    print(error)
+"""
+    done = run_python(code, HF_ENDPOINT=hub[0], HF_HOME=str(tmp_path / "hub"), HF_HUB_DISABLE_XET="1")
+    (line,) = done.stdout.splitlines()
+    assert f"'owner/{name}': cannot be downloaded" in line
+    assert words in line
+
+
+def test_what_a_killed_conversion_left_is_cleared_away(model: Path, tmp_path: Path) -> None:
+    """Fails when every interrupted conversion costs the cache gigabytes for ever."""
+    to_pickle(model)
+    target = resolve(str(model), tmp_path / "cache").path
+    target.rename(tmp_path / "cache" / f".{target.name}-killed")
+    assert resolve(str(model), tmp_path / "cache").path == target
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted((target.name, "convert.lock"))
+
+
+def test_a_converter_that_was_killed_is_told_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a machine without enough memory is told of its network."""
+    to_pickle(model)
+    killed = subprocess.CompletedProcess([], -9, stderr="this system lets no process leave the network\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    told = refusal(model, tmp_path / "cache")
+    assert "signal 9" in told
+    assert "network" not in told
 
 
 HOSTILE_JSON = {
@@ -287,7 +357,7 @@ def test_r12_pickled_weights_are_converted_once(tmp_path: Path, shards: int, zip
     assert AutoModelForCausalLM.from_pretrained(folder.path).config.model_type == "qwen2"
     before = folder.path.stat().st_mtime_ns
     assert resolve(str(model), cache).path.stat().st_mtime_ns == before
-    assert [path.name for path in cache.iterdir()] == [folder.path.name]
+    assert {path.name for path in cache.iterdir()} == {folder.path.name, "convert.lock"}
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip", "legacy", "values"])
@@ -303,7 +373,7 @@ def test_r12_a_pickle_that_runs_code_is_refused(model: Path, tmp_path: Path, kin
         torch.save({"weight": Bomb(canary)}, path, _use_new_zipfile_serialization=kind == "zip")
     assert "ask its publisher for safetensors" in refusal(model, tmp_path / "cache")
     assert not canary.exists()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["convert.lock"]
 
 
 def test_r12_the_converter_has_no_network() -> None:

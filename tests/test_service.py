@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, clean_environment, serve
+from tests.models_decoder import build_llama
+from tests.test_model import to_pickle
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,23 @@ def test_r17_a_bad_start_is_one_line_and_a_status(env: dict[str, str], words: li
         assert "Traceback" not in served.log()
         for word in words:
             assert word in said[0]
+
+
+def test_r17_what_no_setting_foresees_is_one_line_too(tmp_path: Path) -> None:
+    """Fails when a cache that cannot be written, or a file that a library cannot read, ends in a traceback (R17)."""
+    pickled = build_llama(tmp_path / "pickled")
+    to_pickle(pickled)
+    unread = build_llama(tmp_path / "unread")
+    (unread / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nope"}}')
+    for env in (
+        {"PARLEY_MODEL": str(pickled), "PARLEY_CACHE": "/dev/null/x"},
+        {"PARLEY_MODEL": str(unread), "PARLEY_CACHE": str(tmp_path / "cache")},
+    ):
+        with serve(env, ready=False) as served:
+            assert served.process.wait(60) == 1
+            said = [line for line in served.log().splitlines() if line.startswith("parley: ")]
+            assert len(said) == 1, served.log()
+            assert "Traceback" not in served.log()
 
 
 def test_r17_a_model_that_breaks_while_loading_ends_the_service(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`make up`: both programs start, are announced, and go together."""
 
+import itertools
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from parley.up import Program, stop, wait_until_ready
 from tests.conftest import ROOT, clean_environment, command_line, descendants, free_port
 
 
@@ -23,8 +25,10 @@ def wait_for(log: Path, words: str, process: subprocess.Popen[bytes]) -> str:
     return text
 
 
-def test_up_starts_both_says_where_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    """Fails when the one command for new users does not end in a page and a service, or leaves a process behind."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_up_starts_both_says_where_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Fails when the one command for new users does not end in a page and a service, or leaves a process behind: when
+    it is told to stop, or when its terminal is closed."""
     port, ui_port, log = free_port(), free_port(), tmp_path / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -43,12 +47,64 @@ def test_up_starts_both_says_where_and_ctrl_c_leaves_nothing(tmp_path: Path) -> 
     assert "Bruce Wayne" in answer.stdout
     assert requests.get(f"http://127.0.0.1:{ui_port}", timeout=10).ok
     family = [process.pid, *descendants(process.pid)]
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     process.wait(60)
     deadline = time.monotonic() + 20
     while left := [pid for pid in family if command_line(pid)]:
         assert time.monotonic() < deadline, [command_line(pid) for pid in left]
         time.sleep(0.1)
+
+
+class Slow(Program):
+    """A program that is ready when it has been asked five times."""
+
+    asked = 0
+
+    def is_ready(self) -> bool:
+        """Whether it answers by now."""
+        self.asked += 1
+        return self.asked > 5
+
+
+def test_a_download_may_take_longer_than_any_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a first start is stopped, and so never gets done, because its model is large or its line slow."""
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    program = Slow("service", 1, "PORT", [], "/", {})
+    wait_until_ready([program])
+    assert program.asked == 6
+
+
+STUBBORN = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+def test_who_asks_twice_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fails when a second Ctrl-C leaves a program running, and its port taken."""
+    marks = [tmp_path / "service", tmp_path / "client"]
+    programs = [Program(mark.name, 1, "", [sys.executable, "-c", STUBBORN, str(mark)], "/", {}) for mark in marks]
+    for program in programs:
+        program.start()
+    while not all(mark.exists() for mark in marks):
+        time.sleep(0.01)
+    monkeypatch.setattr(Program, "end", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    stop(programs)
+    assert [program.process.poll() for program in programs if program.process] == [-signal.SIGKILL] * 2
+
+
+def test_a_stop_is_told_to_all_before_any_is_waited_for() -> None:
+    """Fails when a page that takes its time holds back the service's own stop."""
+    quick = "import time; time.sleep(60)"
+    programs = [Program(name, 1, "PORT", [sys.executable, "-c", quick], "/", {}) for name in ("service", "client")]
+    for program in programs:
+        program.start()
+    stop(programs)
+    assert [program.process.poll() for program in programs if program.process] == [-signal.SIGTERM] * 2
 
 
 @pytest.mark.parametrize("what", ["service", "client"])

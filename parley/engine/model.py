@@ -25,6 +25,9 @@ POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
+_LONGEST_CAUSE = 400
+_READ = {".json", ".txt", ".model", ".jinja", ".safetensors", ".bin"}
+"""Endings of the files that a model is read from."""
 _ENCODER_DECODERS = {"bart", "blenderbot", "blenderbot-small", "mbart", "mt5", "pegasus", "t5"}
 
 
@@ -106,9 +109,7 @@ def _locate(model: str, pocket: Path) -> tuple[str, Path]:
 
 def _download(repo: str, revision: str | None) -> Path:
     """The snapshot folder in the hub's cache. Pickled weights are fetched only where there is nothing better."""
-    import httpx  # what the hub's client raises while a file is under way
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
-    from huggingface_hub.errors import HfHubHTTPError  # likewise
 
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -116,11 +117,12 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         path = fetch(_HUB_FILES)
         return path if inspection.has_safetensors(path) else fetch([*_HUB_FILES, "pytorch_model*.bin"])
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        cause = str(error).strip().split("\n")[0] or type(error).__name__
+    except Exception as error:
+        # The hub's client has classes of its own, and lets through those of two libraries for HTTP and of a third.
+        cause = " ".join(str(error).split())[:_LONGEST_CAUSE] or type(error).__name__
         raise ModelError(
             f"model {repo!r}: cannot be downloaded: {cause} "
-            "(check the name, the network and HF_TOKEN, or use a local folder or 'pocket')"
+            "(check the name, its licence, the network and HF_TOKEN, or use a local folder or 'pocket')"
         ) from error
 
 
@@ -154,7 +156,9 @@ def _convert(name: str, source: Path, cache: Path) -> Path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if child.returncode != 0:
-        cause = child.stderr.strip().split("\n")[-1] or f"the converter ended with {child.returncode}"
+        said = child.stderr.strip().split("\n")[-1] or f"the converter ended with {child.returncode}"
+        killed = f"signal {-child.returncode} ended the converter; is there enough memory?"
+        cause = killed if child.returncode < 0 else said
         raise ModelError(f"model {name!r}: its pickled weights cannot be converted: {cause}")
     for line in child.stderr.splitlines():
         log.warning("converting model %r: %s", name, line)
@@ -166,6 +170,7 @@ def _cached_name(name: str, source: Path) -> str:
 
 
 def _digest(source: Path) -> str:
-    """Changes when a file of the folder does; sizes and times stand for content, which may be many gigabytes."""
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.iterdir() if path.is_file()]
+    """Changes when a file that is read does; sizes and times stand for content, which may be many gigabytes."""
+    files = [path for path in source.iterdir() if path.suffix in _READ and path.is_file()]
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((str(source), sorted(facts))).encode()).hexdigest()[:12]

@@ -58,6 +58,7 @@ def _export(folder: ModelFolder, dtype: str, environment: Environment, steps: St
     for left_over in home.glob(f"{_PARTIAL}*"):
         shutil.rmtree(left_over)
     partial = Path(tempfile.mkdtemp(dir=home, prefix=_PARTIAL))
+    partial.chmod(0o755)  # other users may read it, as they may what is downloaded
     try:
         command = [environment.program("optimum-cli"), "export", "openvino", "--model", str(folder.path)]
         command += ["--task", "text-generation-with-past", "--weight-format", WEIGHTS[dtype], str(partial)]

@@ -9,6 +9,8 @@ Prints one line to stderr and exits with 1 when the weights are refused; the tar
 """
 
 import ctypes
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+
+LOCK = "convert.lock"
 
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
@@ -54,13 +58,23 @@ def leave_network() -> bool:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes `target` whole, or not at all: into a folder beside it, which is then renamed.
+    """Writes `target` whole, or not at all: into a folder beside it, which is then renamed. One process at a time does.
 
     Raises:
         Refused: when a file holds anything but tensors.
         OSError: when a file cannot be read or written.
     """
+    with (target.parent / LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            _convert_alone(source, target)
+
+
+def _convert_alone(source: Path, target: Path) -> None:
+    for left_over in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        shutil.rmtree(left_over)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    partial.chmod(0o755)  # other users may read it, as they may what is downloaded
     try:
         for path in source.iterdir():
             if (
@@ -70,18 +84,9 @@ def convert(source: Path, target: Path) -> None:
             ):
                 shutil.copyfile(path, partial / path.name)
         _convert_weights(sorted(source.glob("pytorch_model*.bin")), partial)
-        _rename(partial, target)
+        partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _rename(partial: Path, target: Path) -> None:
-    """Another process may have finished the same conversion first; its result is as good."""
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _convert_weights(pickles: list[Path], folder: Path) -> None:
