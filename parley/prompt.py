@@ -52,7 +52,7 @@ class Style(Protocol):
 
 
 class ChatTemplate:
-    """The model's own chat template; one that refuses a system message finds its text in the first user turn."""
+    """The model's own chat template; one without a place for a system message finds its text in the first user turn."""
 
     reads_system = True
     policy: ContextPolicy = "drop_oldest_turns"
@@ -60,14 +60,15 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         user = Message("user", "Hello")
-        self._folds = not self._takes([Message("system", "Be brief."), user]) and self._takes([user])
+        alone, told = self._read([user]), self._read([Message("system", "Be brief."), user])
+        self._folds = alone is not None and told in (None, alone)
 
-    def _takes(self, messages: Sequence[Message]) -> bool:
+    def _read(self, messages: Sequence[Message]) -> list[int] | None:
+        """What the template makes of messages; None if it refuses them."""
         try:
-            self._tokenizer.chat(messages)
+            return self._tokenizer.chat(messages)
         except TemplateError:
-            return False
-        return True
+            return None
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids up to and including the generation prompt.
@@ -83,14 +84,15 @@ class ChatTemplate:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text alone."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text)
 
 
 class BlenderbotJoin:
     """How transformers' conversational pipeline (until 4.41) built prompts for Blenderbot.
 
     Turns are joined by two spaces; a user turn has one space put before it, a reply is taken as it is (the model's
-    replies begin with a space of their own); the tokenizer adds `</s>`.
+    replies begin with a space of their own); the end token closes the whole, whether or not a folder's tokenizer would
+    put it there by itself.
     """
 
     reads_system = False
@@ -100,12 +102,13 @@ class BlenderbotJoin:
         self._tokenizer = tokenizer
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids with the closing `</s>`."""
-        return self._tokenizer.encode("  ".join(f" {text}" if role == "user" else text for role, text in messages))
+        """Token ids with the closing end token."""
+        text = "  ".join(f" {text}" if role == "user" else text for role, text in messages)
+        return [*self._tokenizer.encode(text), *_end(self._tokenizer)]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text alone."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text)
 
 
 class EosJoin:
@@ -119,13 +122,17 @@ class EosJoin:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids, one end-of-sequence token after each turn."""
-        eos = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
-        turns = (self._tokenizer.encode(text, add_special_tokens=False) for _, text in messages)
+        eos = _end(self._tokenizer)
+        turns = (self._tokenizer.encode(text) for _, text in messages)
         return [token for turn in turns for token in (*turn, *eos)]
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text alone."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text)
+
+
+def _end(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 class LastMessage:

@@ -4,6 +4,7 @@ It lies below both `prompt` and `engine`, which need the same tokenizer in two p
 `tokenizer.json` load without torch.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from parley.contract.chat import Message
 _HELD_BACK = 12
 """Characters that `clean_up_tokenization` may still change: its longest pattern, with room for two in a row."""
 
+_LONG_WORD = re.compile(r"(\S{200})(?=\S)")
+"""What a tokenizer in Python takes the square of its length for."""
+_MOST_WORDS = 10_000
+
 
 class Tokenizer:
     """A loaded tokenizer. `hf` is transformers' own object."""
@@ -22,6 +27,9 @@ class Tokenizer:
     def __init__(self, hf: Any) -> None:
         self._hf = hf
         self._controls = sorted(_controls(hf), key=len, reverse=True)
+        written = _written(hf)
+        self._turn_marks = [control for control in self._controls if control not in written]
+        self._normalizer = _normalizer(hf)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -30,7 +38,11 @@ class Tokenizer:
             from transformers import PreTrainedTokenizerFast as Loader
         else:
             from transformers import AutoTokenizer as Loader
-        return cls(Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        hf = Loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        apart = folder / "chat_template.json"  # which transformers reads for its processors only
+        if hf.chat_template is None and apart.is_file():
+            hf.chat_template = json.loads(apart.read_bytes())["chat_template"]
+        return cls(hf)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -48,21 +60,32 @@ class Tokenizer:
         """Whether `chat` can be used."""
         return self._hf.chat_template is not None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text in which nothing that a user wrote can become a control token."""
-        pieces = self._split_controls(text)
-        ids = [token for piece in pieces for token in self._ids(piece)] if len(pieces) > 1 else self._ids(text)
-        return self._with_special_tokens(ids) if add_special_tokens else ids
+    @property
+    def is_fast(self) -> bool:
+        """Whether it is one of tokenizers', and not one of transformers' own in Python."""
+        return bool(self._hf.is_fast)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text in which nothing that a user wrote can become a control token, and nothing around it."""
+        mark = _mark()
+        return [token for piece in self._broken(text, mark, self._controls).split(mark) for token in self._ids(piece)]
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the assistant's turn.
+
+        What a model writes as text, such as the marks around its thoughts, stays whole in its own turns: templates look
+        for it there.
 
         Raises:
             jinja2.TemplateError: when the template itself refuses the conversation.
         """
         mark = _mark()
+
+        def guarded(role: str) -> list[str]:
+            return self._turn_marks if role == "assistant" else self._controls
+
         rendered: str = self._hf.apply_chat_template(
-            [{"role": role, "content": self._broken(content, mark)} for role, content in messages],
+            [{"role": role, "content": self._broken(content, mark, guarded(role))} for role, content in messages],
             tokenize=False,
             add_generation_prompt=True,
         )
@@ -75,32 +98,34 @@ class Tokenizer:
 
     def detokenizer(self, clean_up: bool = False) -> "StreamText | WholeText":
         """A fresh incremental detokenizer for one answer."""
-        if clean_up or not self._hf.is_fast:
+        if clean_up or not self.is_fast:
             return WholeText(self, clean_up)
         return StreamText(self._hf.backend_tokenizer)
 
     def _ids(self, text: str) -> list[int]:
+        if not self.is_fast:
+            text = _LONG_WORD.sub(r"\1 ", text)
+            self._forget_words()
         ids: list[int] = self._hf.encode(text, add_special_tokens=False)
         return ids
 
-    def _with_special_tokens(self, ids: list[int]) -> list[int]:
-        """What the tokenizer puts around a text: its template, applied to ids that are ready."""
-        around: list[int] = self._hf.encode("", add_special_tokens=True)
-        eos = self.eos_token_id
-        cut = around.index(eos) if eos in around else len(around)
-        return [*around[:cut], *ids, *around[cut:]]
+    def _forget_words(self) -> None:
+        """BlenderbotSmall's tokenizer keeps every word that it has ever seen."""
+        kept = getattr(self._hf, "cache", None)
+        if isinstance(kept, dict) and len(kept) > _MOST_WORDS:
+            kept.clear()
 
-    def _split_controls(self, text: str) -> list[str]:
-        mark = _mark()
-        return self._broken(text, mark).split(mark)
-
-    def _broken(self, text: str, mark: str) -> str:
+    def _broken(self, text: str, mark: str, controls: Sequence[str]) -> str:
         """The text with `mark` inside each control token that it spells, so that no piece spells one.
 
-        In any case, since a template may lower what users type.
+        In any case, since a template may lower what users type; and as T5's tokenizer will read it, if that spells one.
         """
+        if self._normalizer is not None:
+            read = self._normalizer.normalize_str(text)
+            if read != text and any(len(control) > 1 and control.lower() in read.lower() for control in controls):
+                text = read
         lowered = text.lower()
-        for control in self._controls:
+        for control in controls:
             if len(control) > 1 and control.lower() in lowered:
                 spelt = re.compile(re.escape(control), re.IGNORECASE)
                 text = spelt.sub(lambda found: found[0][0] + mark + found[0][1:], text)
@@ -144,8 +169,9 @@ class StreamText:
         return ""
 
     def token_bytes(self, token: int) -> bytes | None:
-        """One token's own text; None where it is a part of a character only."""
-        return whole_characters(self._backend.decode([token], skip_special_tokens=False))
+        """One token's own text, as after another one; None where it is a part of a character only."""
+        once, twice = (self._backend.decode([token] * count, skip_special_tokens=False) for count in (1, 2))
+        return whole_characters(twice[len(once) :])
 
 
 def _stream_after(tokens: list[int]) -> Any:
@@ -179,6 +205,8 @@ class WholeText:
 
     def _up_to(self, held_back: int) -> str:
         text = self._tokenizer.decode(self._tokens, self._clean_up).rstrip("\ufffd")
+        if not self._tokenizer.is_fast:
+            text = text.removesuffix("@@")  # BlenderbotSmall's sign that a word goes on
         piece = text[self._sent : max(len(text) - held_back, self._sent)]
         self._sent += len(piece)
         return piece
@@ -199,6 +227,18 @@ def _controls(hf: Any) -> set[str]:
     marks = {token.content for token in added if token.content in source or _BARRED.fullmatch(token.content)}
     controls = marks | {token.content for token in added if token.special} | set(hf.all_special_tokens)
     return {control for control in controls if not control.isspace()}
+
+
+def _written(hf: Any) -> set[str]:
+    """Of the added tokens those that a model writes as text, such as the marks around its thoughts."""
+    plain = {token.content for token in hf.added_tokens_decoder.values() if not token.special}
+    return {content for content in plain if not _BARRED.fullmatch(content)} - set(hf.all_special_tokens)
+
+
+def _normalizer(hf: Any) -> Any:
+    """What changes a text before a Unigram model (T5's) reads it, which finds control tokens in the result; or None."""
+    backend = getattr(hf, "backend_tokenizer", None)
+    return backend.normalizer if backend is not None and type(backend.model).__name__ == "Unigram" else None
 
 
 def _mark() -> str:

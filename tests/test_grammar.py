@@ -46,6 +46,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "several types": {"type": ["boolean", "null", "integer"]},
     "others of one type": {"type": "object", "additionalProperties": False},
+    "named properties beside others": {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 9}, "b": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": {"type": "string"},
+    },
     "a chain": {"$defs": {"node": NODE}, "$ref": "#/$defs/node"},
 }  # fmt: skip
 
@@ -100,3 +106,10 @@ def test_integers_are_those_between_their_bounds() -> None:
             inside = abs(number) <= 10**16 - 1 and (low is None or low <= number) and (high is None or number <= high)
             assert bool(rule.fullmatch(str(number))) == inside, (low, high, number)
         assert not any(rule.fullmatch(text) for text in ("-0", "00", "01", "-01", ""))
+
+
+def test_no_named_property_is_written_as_another() -> None:
+    """Fails when a property is written twice, or with a type that is meant for properties without a name."""
+    for others in (True, {"type": "string"}):
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": others}
+        assert "string colon" not in "".join(re.findall(r"p\d+ ::= .*", grammar(schema)))

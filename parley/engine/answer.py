@@ -57,10 +57,14 @@ class LogprobQueue:
 
     def push(self, token: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> str:
         """Takes one token in; returns the text that is final after it."""
+        is_first = not (self._waiting or self._sent)
         text = self._detokenizer.push([token])
         self._pushed += len(text)
+        own = self._detokenizer.token_bytes(token)
+        if is_first and own == b" " + text.encode():
+            own = text.encode()  # decoders take the space before the first word away
         others = [(self._detokenizer.token_bytes(other), likely) for other, likely in likeliest]
-        self._waiting.append((self._pushed, TokenLogprob(self._detokenizer.token_bytes(token), logprob, others)))
+        self._waiting.append((self._pushed, TokenLogprob(own, logprob, others)))
         return text
 
     def release(self, characters: int, ended: bool) -> list[TokenLogprob]:

@@ -95,12 +95,13 @@ class _Grammar:
         return self._part(" | ".join(options))
 
     def _object(self, node: dict[str, Any]) -> str:
-        """Properties in their order, each that is not required or left out, then those that are not named."""
+        """Properties in their order, those that are not required written or left out; or, where none is named, any."""
         fields = [
             (f"{_literal(_compact(name))} colon {self._rule(child)}", name in node.get("required", []))
             for name, child in node.get("properties", {}).items()
         ]
-        first, rest = self._others(node.get("additionalProperties", not fields))
+        # A name that is not listed may be any string, a listed one too, whose type would then not be held to.
+        first, rest = self._others(False if fields else node.get("additionalProperties", True))
         for field, required in reversed(fields):
             begun, went_on = f"{field} {rest}", f"comma {field} {rest}"
             first = self._part(begun if required else f"{begun} | {first}")
