@@ -161,6 +161,12 @@ def why(served: Served, told: dict[str, str]) -> str:
     return str(body["status"])
 
 
+def tell_all(served: Served) -> None:
+    """Tells every process to stop, as systemd does it; the supervisor then tells its worker once more."""
+    for pid in (served.process.pid, *descendants(served.process.pid)):
+        os.kill(pid, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("told", ["the supervisor", "all of them"])
 def test_r15_a_stop_lets_all_answers_finish(told: str) -> None:
     """R15. Fails when SIGTERM cuts answers that had time, lets newcomers in, or leaves a process behind."""
@@ -168,8 +174,10 @@ def test_r15_a_stop_lets_all_answers_finish(told: str) -> None:
     with serve({"PARLEY_ENGINE": "echo"}) as served:
         processes = descendants(served.process.pid)
         with readers(served, CROWD, text) as ends:
-            # systemd tells all of them; the supervisor then tells its worker once more.
-            (os.kill if told == "the supervisor" else os.killpg)(served.process.pid, signal.SIGTERM)
+            if told == "the supervisor":
+                served.process.send_signal(signal.SIGTERM)
+            else:
+                tell_all(served)
             until(lambda: served.readyz() == 503)
             late = requests.post(f"{served.url}/chat", json={"user_input": "late"}, timeout=5)
             finished = [end.result(20) for end in ends]
@@ -188,7 +196,7 @@ def test_r15_who_asks_twice_does_not_wait_for_the_grace() -> None:
     with serve({"PARLEY_ENGINE": "echo", "PARLEY_DRAIN_GRACE": "600"}) as served:
         with readers(served, CROWD, LONG) as ends:
             for _ in range(2):
-                served.process.send_signal(signal.SIGTERM)
+                tell_all(served)
                 time.sleep(2)  # more than what counts as the same stop, told twice
             all_told([end.result(20) for end in ends], "engine_unavailable")
         served.process.wait(30)

@@ -38,6 +38,7 @@ def test_up_starts_both_says_where_and_leaves_nothing(tmp_path: Path, number: si
             stdout=out,
             stderr=out,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - under nohup it is ignored
         )
     text = wait_for(log, "Ctrl-C stops everything", process)
     assert f"http://127.0.0.1:{port}" in text

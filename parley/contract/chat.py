@@ -33,6 +33,9 @@ def _listed(given: Any) -> Any:
     return [] if given is None else given
 
 
+Inputs = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=list[str] | None)]
+
+
 class ConversationRequest(BaseModel):
     """Form 1. `past_user_inputs[i]` was answered by `generated_responses[i]`."""
 
@@ -42,8 +45,8 @@ class ConversationRequest(BaseModel):
         }
     )
 
-    past_user_inputs: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
-    generated_responses: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    past_user_inputs: Inputs = Field(default_factory=list)
+    generated_responses: Inputs = Field(default_factory=list)
     user_input: str
 
     @model_validator(mode="after")
