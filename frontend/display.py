@@ -6,17 +6,23 @@ Only what is shown passes through here. What is stored, sent back and downloaded
 import re
 from collections.abc import Callable
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^`\n]*$.*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n\n).)+?(?<!`)\1(?!`)", re.DOTALL)
-_ACTIVE = re.compile(r"(\\*)(\$|:(?=:*[a-zA-Z])|(?<=!)\[)")
+# A picture in what we take for code and Markdown does not would be loaded. So a fence ends with its list item, a span
+# with its line, neither begins inside of HTML, which is escaped, and a span that holds a picture is none.
+_FENCE = re.compile(
+    r"^( {0,3})(`{3,}|~{3,})[^`\n]*$(?:\n(?! {0,3}\2[`~]*[ \t]*$)(?:\1[^\n]*|[ \t]*$))*(?:\n {0,3}\2[`~]*[ \t]*$)?",
+    re.MULTILINE,
+)
+_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n|!\[).)+?(?<!`)\1(?!`)")
+_ACTIVE = re.compile(r"(\\*)(\$|:(?=:*[a-zA-Z])|(?<=!)\[|<(?=[a-zA-Z/!?]))")
 
 
 def shown(text: str) -> str:
     """Markdown that Streamlit shows as the text reads.
 
     Outside code, `$` would begin a formula, `:red[` a colour, and `![` would load a picture from wherever the model
-    says; a backslash makes them plain. Single line ends are kept. HTML needs nothing: Streamlit shows it as text.
+    says; a backslash makes them plain, and `<`, which would hide them. Single line ends are kept.
     """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _outside(_FENCE, text, lambda prose: _outside(_SPAN, prose, _plain))
 
 

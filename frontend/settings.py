@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from prices import Prices
 
@@ -46,6 +47,8 @@ class Settings:
 def _url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise SettingsError(f"PARLEY_URL={value}: an address begins with http:// or https://")
+    if "@" in urlsplit(value).netloc:
+        raise SettingsError("PARLEY_URL=...: visitors see the address; PARLEY_API_KEY is for what they must not see")
     return value
 
 

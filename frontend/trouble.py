@@ -12,7 +12,7 @@ _MEANING = {
     ErrorCode.UPSTREAM_ERROR: "The answer broke off.",
     ErrorCode.ENGINE_ERROR: "The model failed.",
     ErrorCode.INVALID_API_KEY: "The service does not accept the key in PARLEY_API_KEY.",
-    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "The message is too long for the model.",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: "The conversation is too long for the model.",
 }
 
 _PASSING = {
@@ -35,7 +35,7 @@ def advice(failure: ParleyError) -> str:
     """What to do, for a failure that keeps the conversation."""
     kept = "Nothing is lost: your message is above"
     if failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-        return f"{kept}. Send a shorter one."
+        return f"{kept}. Send a shorter one, or clear the conversation."
     if failure.status < 500 and failure.code not in _PASSING:
         return f"{kept}, but the same again would be refused as well."
     when = "now" if failure.retry_after is None else f"in {failure.retry_after:.0f} s"

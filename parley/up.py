@@ -15,6 +15,8 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 STOP_SECONDS = 40.0
+SAME_STOP_SECONDS = 1.0
+"""One stop may be told twice: make passes SIGTERM on, and both shell and kernel tell of a closed terminal."""
 
 
 class NotStarted(Exception):
@@ -155,13 +157,25 @@ def stop(programs: list[Program]) -> None:
             program.kill()
 
 
-def _interrupted(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+class Interruption:
+    """Makes a `KeyboardInterrupt` of the signals that ask for a stop, one of those that are told together."""
+
+    def __init__(self) -> None:
+        self._told = -SAME_STOP_SECONDS
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        """A signal has come."""
+        now = time.monotonic()
+        if now - self._told >= SAME_STOP_SECONDS:
+            self._told = now
+            raise KeyboardInterrupt
 
 
 def _ask_this_machine_itself() -> None:
     """Neither we nor what we start asks a proxy for this machine's own addresses."""
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    if hosts == "*":
+        return
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (hosts, HOST, "localhost")))
 
 
@@ -177,9 +191,10 @@ def main() -> None:
     alone = arguments.what == "client"
     page = client(arguments.ui_port, os.environ.get("PARLEY_URL", backend.url) if alone else backend.url)
     chosen = {"all": [backend, page], "service": [backend], "client": [page]}[arguments.what]
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    interruption = Interruption()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, _interrupted)
+            signal.signal(number, interruption)
     try:
         run(chosen)
     except NotStarted as error:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from parley.contract import schema as schema_module
 from parley.contract.limits import Limits, depth
 from parley.contract.schema import SchemaFault, check_schema
 from tests.conftest import Served
@@ -300,6 +301,35 @@ def test_r10_large_schemas_and_biases_are_refused_before_the_engine_sees_them(ec
 def test_depth_counts_lists_and_objects(value: Any, levels: int) -> None:
     """Fails when the nesting limit is off by one, or a deep body overflows the stack."""
     assert depth(value) == levels
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [1] * 200_000}]},
+        {"messages": HELLO, **{f"k{number}": 1 for number in range(60_000)}},
+        {"messages": HELLO, "metadata": {f"k{number}": 1 for number in range(60_000)}},
+    ],
+    ids=["parts", "fields", "metadata"],
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
+def test_r02_many_values_are_refused_before_each_is_looked_at(echo_service: Served, path: str, body: Any) -> None:
+    """Fails when one body of the largest size costs seconds and a gigabyte, an error for each of its values (R2)."""
+    response = requests.post(echo_service.url + path, json=body, timeout=20)
+    assert response.status_code == 400
+    assert "too many values; 20000 are allowed" in response.json()["error"]["message"]
+
+
+def test_a_schema_is_walked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when the largest schema stops everybody's answers, as each of its parts is followed from each other."""
+    steps: list[str] = []
+    same_place = schema_module._same_place
+    monkeypatch.setattr(
+        schema_module, "_same_place", lambda path, *rest: (steps.append(path), same_place(path, *rest))[1]
+    )
+    wide = {"anyOf": [{}] * 2000, "$defs": {str(number): {"$ref": "#"} for number in range(380)}}
+    check_schema(wide)
+    assert len(steps) < 2 * 2400
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from parley.client import Client, Unreachable
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.contract.event_stream import EventData
+from parley.contract.event_stream import EventData, EventTooLong
 from parley.reply import Reply, ReplyStream
 from tests.conftest import ROOT
 from tests.scripted import STREAM_HEAD, Say, answers, chunked, scripted, streams
@@ -83,6 +83,13 @@ def test_events_are_the_same_wherever_the_network_cuts():
     for cut in range(len(raw)):
         events = EventData()
         assert [*events.feed(raw[:cut]), *events.feed(raw[cut:])] == whole
+
+
+def test_event_of_many_lines_has_a_bound():
+    """A server that sends line after line, and never an event, occupies its reader without end."""
+    with pytest.raises(EventTooLong):
+        list(EventData().feed(b"data:\n" * 100_000))
+    assert len(list(EventData().feed(b"data: x\n\n" * 100_000))) == 100_000
 
 
 def test_text_is_right_when_every_byte_comes_alone():

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
 from parley.client import Client
@@ -255,6 +256,7 @@ def test_key_that_no_header_can_hold_is_named_on_the_page_and_not_shown(alone, m
     ("name", "value"),
     [
         ("PARLEY_URL", "localhost:3000"),
+        ("PARLEY_URL", "http://name:secret@host"),
         ("PARLEY_UI_PRICE_INPUT", "-1"),
         ("PARLEY_UI_PRICE_OUTPUT", "1"),
         ("PARLEY_UI_MAX_INPUT_CHARS", "0"),
@@ -292,6 +294,31 @@ def test_settings_are_read():
 def test_display_makes_only_what_acts_plain(text, expected):
     """Model text becomes a formula, a colour or a picture from elsewhere; or code shows backslashes of ours."""
     assert shown(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. a\n\n   ```\n   code\n\n![x](http://e/p)",
+        "<div>\n```\n\n![x](http://e/p)",
+        '<a href="`">![x](http://e/p)`',
+        "<https://a.b/`c>![x](http://e/p)`",
+        "- `a\n- ![x](http://e/p)`",
+        "`a\n# b ![x](http://e/p)`",
+        "|a|b|\n|-|-|\n|`c|![x](http://e/p)`|",
+        "```\nx\r```\r\n![x](http://e/p)",
+    ],
+)
+def test_no_picture_hides_in_what_is_no_code(text):
+    """Fails when a hostile model makes the page load a picture, with what was said in its address, from anywhere."""
+    markdown = MarkdownIt("commonmark").enable("table")
+    assert "<img" in markdown.render(text)
+    assert "<img" not in markdown.render(shown(text))
+
+
+def test_code_in_a_list_is_shown_as_it_is():
+    """Fails when a list's code gets backslashes of ours."""
+    assert "   price = $5\n" in shown("1. so:\n\n   ```\n   price = $5\n   ```\n\nthen $6")
 
 
 MESSAGES = [Message("user", ODD), Message("assistant", '=1+1, "quoted"\r\nnext')]
@@ -357,7 +384,7 @@ def test_second_click_of_a_double_click_does_nothing():
 @pytest.mark.parametrize(
     ("code", "wait", "words"),
     [
-        (ErrorCode.CONTEXT_LENGTH_EXCEEDED, None, "Send a shorter one."),
+        (ErrorCode.CONTEXT_LENGTH_EXCEEDED, None, "or clear the conversation."),
         (ErrorCode.INVALID_API_KEY, None, "refused as well"),
         (ErrorCode.INVALID_VALUE, None, "refused as well"),
         (ErrorCode.QUEUE_FULL, 7.0, "try again in 7 s"),

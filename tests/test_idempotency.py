@@ -1,12 +1,15 @@
 """Recordings of answers to requests with an `Idempotency-Key`, one by one."""
 
 import asyncio
+import time
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.idempotency import Asked, Recordings
+from parley.api.sse import DONE, KEEP_ALIVE
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.telemetry.record import Head, Progress, begin
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"idempotency-key", b"k")]}
 STREAM = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
@@ -15,12 +18,17 @@ STREAM = {"type": "http.response.start", "status": 200, "headers": [(b"content-t
 class Client:
     """Asks, and keeps what it is sent."""
 
-    def __init__(self, recordings: Recordings, app: "App", owner: str = "", body: bytes = b"{}") -> None:
+    def __init__(
+        self, recordings: Recordings, app: "App", owner: str = "", body: bytes = b"{}", patience: str = ""
+    ) -> None:
         self.sent: list[Message] = []
         self.left = asyncio.Event()
         asked = Asked.by(owner, SCOPE, body)
         assert asked
-        self.task = asyncio.ensure_future(recordings.answer(asked, app, SCOPE, self._receive, self._send, body))
+        more = [(b"x-request-timeout", patience.encode())] if patience else []
+        scope = {**SCOPE, "headers": [*SCOPE["headers"], *more]}  # type: ignore[misc]
+        begin(Progress(Head("id", "POST", "/v1/chat/completions", time.monotonic())))
+        self.task = asyncio.ensure_future(recordings.answer(asked, app, scope, self._receive, self._send, body))
 
     async def _receive(self) -> Message:
         await self.left.wait()
@@ -35,18 +43,20 @@ class Client:
 
 
 class App:
-    """Sends these messages, each when it is let; counts how often it is asked."""
+    """Sends these messages, each after the first ones when it is let; counts how often it is asked."""
 
-    def __init__(self, *messages: Message) -> None:
+    def __init__(self, *messages: Message, first: int = 1) -> None:
         self._messages = messages
+        self._first = first
         self.let = asyncio.Event()
         self.asked = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
-        for message in self._messages:
+        for number, message in enumerate(self._messages, 1):
             await send(message)
-            await self.let.wait()
+            if number >= self._first:
+                await self.let.wait()
 
 
 def body(data: bytes, more: bool = True) -> Message:
@@ -109,6 +119,21 @@ async def test_a_client_that_leaves_is_done_when_its_answer_is() -> None:
     with pytest.raises(ParleyError) as caught:
         await client.task
     assert caught.value.code is ErrorCode.CLIENT_CLOSED_REQUEST
+
+
+async def test_a_stream_that_only_shows_signs_of_life_keeps_its_clients_deadline() -> None:
+    """Fails when a client with a deadline waits on, because a keep-alive counts as the first piece of its answer."""
+    recordings = Recordings(60)
+    rest = (body(b"data: all\n\n"), body(DONE.encode()), body(b"", more=False))
+    app = App(STREAM, body(KEEP_ALIVE.encode()), *rest, first=2)
+    patient, hasty = Client(recordings, app), Client(recordings, app, patience="0.2")
+    await asyncio.wait_for(hasty.task, 10)
+    assert b"deadline_exceeded" in hasty.sent[-2]["body"]
+    assert hasty.sent[-1] == body(b"", more=False)
+    assert not patient.task.done()
+    app.let.set()
+    await patient.task
+    assert patient.sent[-2]["body"] == DONE.encode()
 
 
 async def test_what_is_too_old_is_forgotten() -> None:

@@ -253,6 +253,12 @@ def test_a_converter_that_was_killed_is_told_so(model: Path, tmp_path: Path, mon
     assert "network" not in told
 
 
+def test_r12_a_type_of_model_that_is_no_name_is_no_traceback(model: Path, tmp_path: Path) -> None:
+    """R12. Fails when a config of odd shape is a traceback."""
+    edit(model / "config.json", model_type=["phi3"])
+    resolve(str(model), tmp_path / "cache")
+
+
 HOSTILE_JSON = {
     "auto_map": ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}),
     "tokenizer auto_map": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}}),

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -197,6 +198,46 @@ def test_r09_half_sent_bodies_shut_nobody_out_and_are_dropped(small: Served) -> 
         assert told.startswith(b"HTTP/1.1 504 ")
         assert b"deadline_exceeded" in told
         connection.close()
+
+
+def opened(served: Served, sent: bytes) -> socket.socket:
+    """A connection on which this was sent, as far as it was taken."""
+    host, port = urlsplit(served.url).netloc.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    with suppress(OSError):
+        connection.sendall(sent)
+    return connection
+
+
+def told(connection: socket.socket) -> bytes:
+    """What comes until the connection is closed."""
+    with connection, suppress(ConnectionError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+CHUNKED = HEAD.encode() + b'Transfer-Encoding: chunked\r\n\r\n12\r\n{"user_input":"hi"}\r\n0\r\n'
+
+
+@pytest.mark.parametrize(
+    "begun", [b"GET /livez HTTP/1.1\r\nX: ", b"GET /", CHUNKED + b"X: "], ids=["field", "path", "end"]
+)
+def test_r09_a_head_has_a_longest_length(small: Served, begun: bytes) -> None:
+    """Fails when a head without end, which costs the square of its length, is read for as long as it comes (R9)."""
+    before = memory(worker_pid(small))
+    connection = opened(small, begun + b"a" * 8_000_000)
+    answer = told(connection)
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ") or b"HTTP/1.1 400 " in answer
+    assert memory(worker_pid(small)) - before < 30_000_000
+    assert requests.post(f"{small.url}/chat", json={"user_input": "hi"}, timeout=10).json() == "hi"
+
+
+def test_r09_a_connection_without_a_request_is_closed(small: Served) -> None:
+    """Fails when connections that bring nothing, or half a head, are held until there are no more to be had (R9)."""
+    idle = [opened(small, sent) for sent in (b"", b"GET / HT", b"\r\n", b"POST /chat HTTP/1.1\r\nHost: x\r\n")]
+    kept = requests.Session()
+    assert kept.post(f"{small.url}{COMPLETIONS}", json=slow(230), timeout=30).ok  # longer than a head may take
+    assert [told(connection) for connection in idle] == [b""] * len(idle)
 
 
 @pytest.mark.parametrize("path", ["/chat", COMPLETIONS, "/nowhere"])

@@ -413,8 +413,10 @@ def test_tokens_of_log_probabilities_keep_their_spaces() -> None:
     vocabulary, detokenizer = byte_fallback()
     queue = LogprobQueue(detokenizer)
     ids = [vocabulary[token] for token in ("▁a", "▁b", "a", "▁", "<0x0A>")]
-    text = "".join(queue.push(token, 0.0, []) for token in ids)
-    told = [logprob.token for logprob in queue.release(len(text), ended=True)]
+    text = "".join(queue.push(token, 0.0, [(token, 0.0), (vocabulary["▁b"], -1.0)]) for token in ids)
+    released = queue.release(len(text), ended=True)
+    told = [logprob.token for logprob in released]
+    assert [logprob.likeliest[0][0] for logprob in released] == told
     assert told == [b"a", b" b", b"a", b" ", b"\n"]
     assert b"".join(token or b"" for token in told).decode() == text
     assert [detokenizer.token_bytes(vocabulary[token]) for token in ("a", "▁a", "<0xC3>")] == [b"a", b" a", None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from parley.up import Program, stop, wait_until_ready
+from parley.up import Interruption, Program, stop, wait_until_ready
 from tests.conftest import ROOT, clean_environment, command_line, descendants, free_port
 
 
@@ -96,6 +96,19 @@ def test_who_asks_twice_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(Program, "end", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     stop(programs)
     assert [program.process.poll() for program in programs if program.process] == [-signal.SIGKILL] * 2
+
+
+def test_a_stop_that_is_told_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when make, which passes SIGTERM on, cuts answers short that had time to finish."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    interruption = Interruption()
+    with pytest.raises(KeyboardInterrupt):
+        interruption(signal.SIGTERM, None)
+    interruption(signal.SIGTERM, None)
+    now[0] += 2
+    with pytest.raises(KeyboardInterrupt):
+        interruption(signal.SIGINT, None)
 
 
 def test_a_stop_is_told_to_all_before_any_is_waited_for() -> None:

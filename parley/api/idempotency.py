@@ -18,7 +18,8 @@ from parley.api.chat import unless_disconnected
 from parley.api.deadline import HEADERS, kept, loop_time, patience
 from parley.api.errors import ErrorResponse
 from parley.api.protocol import WRITE, refuse
-from parley.api.sse import DONE
+from parley.api.sse import DONE, KEEP_ALIVE, error_frame
+from parley.api.streamed import piece
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.telemetry.record import current
 
@@ -89,21 +90,32 @@ class Recording:
     async def follow(self, send: Send, again: bool, deadline: float | None) -> None:
         """Sends the response from its beginning; `again` marks it as one that was not made for this request.
 
-        Raises whatever the making of the response raised, and `DEADLINE_EXCEEDED` if it has not begun by the deadline,
-        in the event loop's time.
+        Raises whatever the making of the response raised. If nothing of an answer is there by the deadline, in the
+        event loop's time, it raises `DEADLINE_EXCEEDED`, or ends a stream that has begun with it.
         """
-        async with kept(deadline):
-            while self.under_way and not self._messages:
-                await self._news.wait()
         sent = 0
         while True:
-            news, ended = self._news, not self.under_way
+            news, ended, begun = self._news, not self.under_way, self._has_begun
             for message in self._messages[sent:]:
                 await send(_marked(message) if again and sent == 0 else message)
                 sent += 1
             if ended:
                 return self._task.result()
-            await news.wait()
+            try:
+                async with kept(None if begun else deadline):
+                    await news.wait()
+            except ParleyError as error:
+                if not sent:
+                    raise
+                current().code = error.code
+                await send(piece(error_frame(error)))
+                return await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether there is more than a head and signs of life."""
+        signs = (b"", KEEP_ALIVE.encode())
+        return any(message.get("body", b"") not in signs for message in self._messages)
 
     async def ended(self) -> None:
         """Waits until nothing more will be added."""

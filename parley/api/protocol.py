@@ -1,10 +1,11 @@
 """uvicorn's HTTP protocol as the service wants it.
 
 What uvicorn answers by itself, before there is a request for us (bytes that are no HTTP, methods it knows not), has the
-shape of our errors: its own words are plain text, and a client's library reads ours. And what is sent once a token gets
-a short way out.
+shape of our errors: its own words are plain text, and a client's library reads ours. A request's head has bounds, which
+uvicorn does not set. And what is sent once a token gets a short way out.
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -16,6 +17,11 @@ from parley.contract.errors import ErrorCode, ParleyError
 
 WRITE = "parley.write"
 """In the scope: a `Write` for the response's body, once it has begun and before its last piece."""
+
+HEAD_BYTES = 65_536
+"""Longest head of a request, or end of one in chunks."""
+HEAD_SECONDS = 10.0
+"""How long a connection may take to bring the head of a request, once it is open or has begun with it."""
 
 Write = Callable[[bytes], bool]
 """Writes a piece of a body at once, past ten layers that look at starts and ends only; says whether it could.
@@ -30,13 +36,58 @@ def refuse(body: bytes) -> bool:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with errors in the shape that all others have, and with `WRITE`."""
+    """uvicorn's protocol with errors in the shape that all others have, bounds for heads, and `WRITE`."""
+
+    _unparsed = 0
+    """Bytes that came since the last piece of a request was complete."""
+    _awaited: asyncio.TimerHandle | None = None
+    """Closes the connection if no head comes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A connection is open."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        self._head_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes have come."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_head()
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request is too long; {HEAD_BYTES} bytes are allowed.")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        self._unparsed = 0
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """A request has arrived, but for its body."""
+        self._unparsed = 0
+        self._head_is_here()
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.scope[WRITE] = writer(self.cycle)  # type: ignore[literal-required]  # ours
+
+    def _await_head(self) -> None:
+        if self._awaited is None:
+            self._awaited = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _head_is_here(self) -> None:
+        if self._awaited is not None:
+            self._awaited.cancel()
+            self._awaited = None
 
     def send_400_response(self, msg: str) -> None:
         """Answers what could not be read as a request, and closes the connection."""

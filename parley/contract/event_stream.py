@@ -20,6 +20,7 @@ class EventData:
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._size = 0
 
     def feed(self, block: bytes) -> Iterator[bytes]:
         """Data of the events that `block` completes, in order.
@@ -31,8 +32,10 @@ class EventData:
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].strip())
+                self._size += len(line)
             elif line in (b"", b"\r") and self._data:
                 yield b"\n".join(self._data)
                 self._data.clear()
-        if len(self._rest) + sum(map(len, self._data)) > LONGEST_EVENT:
+                self._size = 0
+        if len(self._rest) + self._size > LONGEST_EVENT:
             raise EventTooLong

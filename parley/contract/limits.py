@@ -32,6 +32,8 @@ class Limits(BaseModel):
     """Bytes of a request body."""
     nesting: Annotated[int, Field(ge=8, le=500)] = 32
     """Most lists and objects inside one another."""
+    values: Count = 20_000
+    """Values of a request body, at all levels together."""
     messages: Count = 1000
     """Messages of one conversation."""
     message_chars: Count = 100_000
@@ -58,6 +60,10 @@ class Limits(BaseModel):
         if depth(body) > self.nesting:
             raise ParleyError(
                 ErrorCode.INVALID_VALUE, f"The body is nested too deeply; {self.nesting} levels are allowed."
+            )
+        if size(body) > self.values:
+            raise ParleyError(
+                ErrorCode.INVALID_VALUE, f"The body holds too many values; {self.values} are allowed at all its levels."
             )
         for param, found, what, limit in self._measures(body) if isinstance(body, dict) else ():
             if found > limit:
@@ -112,12 +118,21 @@ _WRAPPING = 2
 
 
 def depth(value: Any) -> int:
-    """How many lists and objects lie inside one another; level by level, so that no stack is needed."""
-    levels, inside = 0, [value]
-    while inside := [node for node in inside if isinstance(node, (dict, list))]:
-        levels += 1
-        inside = [child for node in inside for child in _children(node)]
-    return levels
+    """How many lists and objects lie inside one another."""
+    return sum(any(isinstance(node, (dict, list)) for node in level) for level in _levels(value))
+
+
+def size(value: Any) -> int:
+    """How many values there are, each list and object and what is in them."""
+    return sum(map(len, _levels(value)))
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The values of each level, from the outside in: so no stack is needed."""
+    level = [value]
+    while level:
+        yield level
+        level = [child for node in level if isinstance(node, (dict, list)) for child in _children(node)]
 
 
 def _children(node: Any) -> Any:

@@ -57,7 +57,7 @@ def check_schema(root: Any) -> None:
     """Raises `SchemaFault` unless every part of the schema can be enforced."""
     for path, node in _nodes(root):
         _check_node(path, node)
-        _check_reference(path, node, root)
+    _check_references(root)
     lengths = {(node.get("minLength", 0), node.get("maxLength", 0)) for _, node in _nodes(root)}
     if sum(map(max, lengths)) > LARGEST_LENGTHS:
         raise SchemaFault(f"schema: minLength and maxLength are together more than {LARGEST_LENGTHS}")
@@ -154,17 +154,24 @@ def _check_range(what: str, bounds: list[Any], fits: bool, kind: str) -> None:
         raise SchemaFault(f"{what} leave nothing between them")
 
 
-def _check_reference(path: str, node: dict[str, Any], root: Any) -> None:
-    """There is no way from a schema back to itself before anything of the answer is written."""
-    seen: set[int] = set()
-    pending = _same_place(path, node, root)
-    while pending:
-        current = pending.pop()
-        if current is node:
-            raise SchemaFault(f"{path}: the reference leads back to itself")
-        if id(current) not in seen:
-            seen.add(id(current))
-            pending += _same_place(path, current, root)
+def _check_references(root: Any) -> None:
+    """No way leads from a schema back to itself before anything of the answer is written. Each is entered once."""
+    done: set[int] = set()
+    for path, node in _nodes(root):
+        way = [] if id(node) in done else [(id(node), iter(_same_place(path, node, root)))]
+        inside = {at for at, _ in way}
+        while way:
+            at, places = way[-1]
+            place = next(places, None)
+            if place is None:
+                way.pop()
+                inside.discard(at)
+                done.add(at)
+            elif id(place) in inside:
+                raise SchemaFault(f"{path}: the reference leads back to itself")
+            elif id(place) not in done:
+                inside.add(id(place))
+                way.append((id(place), iter(_same_place(path, place, root))))
 
 
 def _same_place(path: str, node: dict[str, Any], root: Any) -> list[dict[str, Any]]:

@@ -61,9 +61,9 @@ class LogprobQueue:
         text = self._detokenizer.push([token])
         self._pushed += len(text)
         own = self._detokenizer.token_bytes(token)
-        if is_first and own == b" " + text.encode():
-            own = text.encode()  # decoders take the space before the first word away
         others = [(self._detokenizer.token_bytes(other), likely) for other, likely in likeliest]
+        if is_first and own == b" " + text.encode():  # decoders take the space before the first word away
+            own, others = text.encode(), [(other and other.removeprefix(b" "), likely) for other, likely in others]
         self._waiting.append((self._pushed, TokenLogprob(own, logprob, others)))
         return text
 

@@ -108,7 +108,7 @@ takes that class, since every loader here says `trust_remote_code=False`."""
 
 
 def _needs_no_code(name: str, content: Any) -> bool:
-    return name == "config.json" and isinstance(content, dict) and content.get("model_type") in _OWN_CLASSES
+    return name == "config.json" and isinstance(content, dict) and str(content.get("model_type")) in _OWN_CLASSES
 
 
 def _asks_for_code(key: str, value: Any) -> bool:
