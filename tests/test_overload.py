@@ -142,6 +142,14 @@ def test_r08_no_refusal_leaves_open_when_to_return(code: ErrorCode) -> None:
     assert (refusal.headers["retry-after"], refusal.headers["retry-after-ms"]) == ("1", "1000")
 
 
+@pytest.mark.parametrize("seconds", [3.0, 3.0004, 2.9996, 0.0001, 7.25])
+def test_r08_both_ways_of_telling_a_wait_agree(seconds: float) -> None:
+    """R8. Fails when a client that reads milliseconds comes back earlier, or a second later, than one of seconds."""
+    headers = ErrorResponse(ParleyError(ErrorCode.QUEUE_FULL, "no", retry_after=seconds)).headers
+    milliseconds = int(headers["retry-after-ms"])
+    assert 1000 * seconds <= milliseconds <= 1000 * int(headers["retry-after"]) < milliseconds + 1000
+
+
 def test_those_who_wait_are_served_in_turn(small: Served) -> None:
     """Fails when the queue starves somebody, or more run than there are places."""
     running: list[int] = []

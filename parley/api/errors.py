@@ -50,8 +50,9 @@ class ErrorResponse(JSONResponse):
         headers = {HEADER: error.code.value, **_MORE_HEADERS.get(error.code, {})}
         seconds = _PAUSES.get(error.code) if error.retry_after is None else error.retry_after
         if seconds is not None:
-            headers["retry-after"] = str(math.ceil(seconds))
-            headers["retry-after-ms"] = str(round(seconds * 1000))
+            milliseconds = math.ceil(seconds * 1000)
+            headers["retry-after"] = str(math.ceil(milliseconds / 1000))  # of these, so that the two agree
+            headers["retry-after-ms"] = str(milliseconds)
         super().__init__(error.body(), error.status, headers)
 
 
