@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,6 +25,16 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 512
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+"""Of the models with heads that share keys."""
 CORPUS = [
     "The detective closed the case file and looked at the rain. Who drew this panel, and why is the cape red?",
     'A villain never explains the plan twice. The hero answers: "not today", and costs the city $12.50 in glass.',
@@ -53,30 +64,13 @@ def train_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
 
 def build_llama(folder: Path, **generation: object) -> Path:
     """Llama's shape with grouped-query attention: heads share keys."""
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-    )
+    config = LlamaConfig(**SIZES)
     return _save(folder, LlamaForCausalLM, config, generation)
 
 
 def build_qwen2(folder: Path, **generation: object) -> Path:
     """Qwen2's shape: biased projections, tied embeddings."""
-    config = Qwen2Config(
-        vocab_size=320,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-    )
+    config = Qwen2Config(**SIZES, tie_word_embeddings=True)
     return _save(folder, Qwen2ForCausalLM, config, generation)
 
 
@@ -90,18 +84,7 @@ def build_gpt2(folder: Path, **generation: object) -> Path:
 
 def build_phi3(folder: Path, **generation: object) -> Path:
     """Phi-3's shape, and as its makers publish it: a config that also names code of theirs. Here that code raises."""
-    config = Phi3Config(
-        vocab_size=320,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    config = Phi3Config(**SIZES, bos_token_id=0, eos_token_id=2, pad_token_id=0)
     _save(folder, Phi3ForCausalLM, config, generation)
     content = json.loads((folder / "config.json").read_text("utf-8"))
     own = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
