@@ -5,9 +5,11 @@ PARLEY_URL ?= http://127.0.0.1:$(PORT)
 PYTHON ?= python3
 TORCH := 2.13.0
 BIN := .venv/bin
-UV := VIRTUAL_ENV=.venv .venv/bin/uv pip
+UV := .venv/bin/uv pip
+# Named: UV_SYSTEM_PYTHON would have uv look elsewhere.
+INTO := --python .venv/bin/python
 # uv is the faster one; pip also knows the mirrors and certificates of pip's own configuration.
-INSTALL := $(UV) install --no-deps --require-hashes
+INSTALL := $(UV) install $(INTO) --no-deps --require-hashes
 
 export BENTOML_DO_NOT_TRACK := True
 export UV_SYSTEM_CERTS := true
@@ -46,22 +48,26 @@ lock: .venv/bin/uv
 	printf '%s\n' $(EXPORT) | $(COMPILE) --no-emit-package torchvision - -o parley/engine/export/requirements.lock
 
 .venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "parley needs Python 3.11 or newer")'
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "parley needs Python with venv: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "parley needs Python 3.11 to 3.14: PYTHON=python3.12 make ...")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "parley needs Python with venv: apt install $(notdir $(PYTHON))-venv" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/bin/uv: requirements-tools.lock | .venv/bin/pip
 	$(BIN)/pip install --quiet --require-hashes -r requirements-tools.lock
 	@touch $@
 
+# An index without CPU builds gives one for CUDA, which wants gigabytes of other packages before it can be imported.
+NO_TORCH := no torch for the CPU on this index: the embedded model needs none; for others, install torch==$(TORCH) into .venv
+
 # uv knows where CPU builds of torch are published. Where it cannot get there, pip takes what the configured index has.
-.venv/torch.stamp: | .venv/bin/uv
-	@echo "Installing torch for the CPU"; $(UV) install --torch-backend=cpu --no-deps "torch==$(TORCH)" || $(BIN)/pip install --no-deps "torch==$(TORCH)"
+.venv/torch-$(TORCH).stamp: | .venv/bin/uv
+	@echo "Installing torch for the CPU"; $(UV) install $(INTO) --torch-backend=cpu --no-deps "torch==$(TORCH)" || $(BIN)/pip install --no-deps "torch==$(TORCH)"
 	@touch $@
 
-.venv/run.stamp: requirements.lock pyproject.toml .venv/torch.stamp
+.venv/run.stamp: requirements.lock pyproject.toml .venv/torch-$(TORCH).stamp
 	$(INSTALL) -r requirements.lock || $(BIN)/pip install --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch' || { $(BIN)/pip uninstall --quiet --yes torch && echo "$(NO_TORCH)" >&2; }
 	@touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
@@ -101,8 +107,8 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	cp $(@D)/build/bin/llama-server $(@D)/bin/
 	@touch $@
 
-# The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. An hour and a half on two
-# cores; it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
+# The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. Two hours on two cores;
+# it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
 # Memory that is given back after each step has to be cleared by the kernel for the next one.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=12000000000 THP_MEM_ALLOC_ENABLE=1
 model: .venv/run.stamp

@@ -17,7 +17,7 @@ from parley.api.app import create_app
 from parley.api.cors import Cors
 from parley.api.drain import drain_on_signals
 from parley.api.errors import ErrorResponse
-from parley.api.exposure import exposure_fault, listening_address
+from parley.api.exposure import exposure_fault, is_exposed, listening_address
 from parley.api.gate import Gate
 from parley.api.idempotency import Recordings
 from parley.api.keys import load_keys
@@ -67,6 +67,9 @@ class Parley:
     @staticmethod
     def prepare() -> None:
         """Once, before any worker: finds, downloads or converts the model, or ends with one line."""
+        # Until the supervisor has a handler of its own, Linux drops the signal for the first process of a container.
+        # At once: an exception would wait for the threads of a download.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
         os.environ.update(settings.placed())  # workers have it from here
         try:
             prepare(settings)
@@ -82,6 +85,9 @@ class Parley:
             cut_stalled_readers(listening)
         if fault := exposure_fault(address, keyring.open_to_all, settings.allow_anonymous):
             tell_failure(fault)
+        if is_exposed(address, keyring.open_to_all):
+            told = f"listening on {address} without API keys (PARLEY_ALLOW_ANONYMOUS=true): everybody is let in"
+            print(f"parley: {told}", file=sys.stderr, flush=True)
         try:
             self._chat = create_chat(settings)
         except Exception as error:  # noqa: BLE001 - tokenizers raises no class of its own, and what raises is started again for ever
@@ -89,7 +95,10 @@ class Parley:
         app.state.chat = self._chat
         context = bentoml.server_context
         names = Names(context.bento_name, context.bento_version, context.service_name)
-        app.state.observer = create_observer(self._chat, names, os.environ)
+        try:
+            app.state.observer = create_observer(self._chat, names, os.environ)
+        except ExporterError as error:
+            tell_failure(str(error))
         configure_logging()
 
     @bentoml.on_startup

@@ -5,6 +5,10 @@ from typing import Protocol
 from bench.summary import Outcome
 from bench.workload import Workload
 
+HEADSTART = 0.1
+"""Seconds between the word to start and the start."""
+PATIENCE = 60.0
+"""Seconds that another process may take to begin, or to hand in its records."""
 READY_SECONDS = 300.0
 """Longest start."""
 

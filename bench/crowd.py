@@ -8,14 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from bench.contestant import HEADSTART, PATIENCE
 from bench.load import Load, Target
 from bench.record import Record
 from bench.workload import Workload
-
-HEADSTART = 0.1
-"""Seconds between the word to start and the start."""
-PATIENCE = 60.0
-"""Seconds that the process may take to begin, or to hand in its records."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from bench.percentile import median
 from bench.trials import Event, Start, Trial, typical
 
 PRECISIONS = ("fp32", "bf16", "int8")

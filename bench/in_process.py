@@ -8,15 +8,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from bench.contestant import READY_SECONDS, NotStarted
+from bench.contestant import HEADSTART, PATIENCE, READY_SECONDS, NotStarted
 from bench.exports import openvino
 from bench.gauge import Gauge
 from bench.record import Record
 from bench.summary import Outcome, Usage
 from bench.workload import Workload
-
-HEADSTART = 0.1
-PATIENCE = 60.0
 
 
 @dataclass

@@ -16,8 +16,3 @@ def percentile(values: Sequence[float], percent: float) -> float:
     below = int(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value."""
-    return percentile(values, 50)

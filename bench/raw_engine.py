@@ -15,7 +15,8 @@ import openvino_genai as genai
 from bench.record import Record
 from bench.workload import Workload
 from parley.engine.model import export_folder
-from parley.engine.runners.openvino import BATCHED_TOKENS, PRECISIONS
+from parley.engine.runners.openvino.precision import PRECISIONS
+from parley.engine.runners.openvino.runner import BATCHED_TOKENS
 
 CACHE_GB = 2
 MOST_AT_ONCE = 64

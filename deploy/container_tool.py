@@ -1,6 +1,7 @@
-"""The container tool of this machine: podman, buildah or docker, whichever is there, in that order."""
+"""The container tool of this machine: `CONTAINER_TOOL`, or whichever is there of podman, buildah and docker."""
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -29,11 +30,15 @@ class ContainerTool:
 
     @classmethod
     def find(cls) -> "ContainerTool":
-        """The first one on the PATH; raises `ToolError` when there is none."""
-        for name in BACKENDS:
+        """The one that `CONTAINER_TOOL` names, or the first one on the PATH; raises `ToolError` when there is none."""
+        chosen = os.environ.get("CONTAINER_TOOL")
+        if chosen and chosen not in BACKENDS:
+            raise ToolError(f"CONTAINER_TOOL={chosen!r}: name one of {', '.join(BACKENDS)}")
+        names = (chosen,) if chosen else BACKENDS
+        for name in names:
             if shutil.which(name):
                 return cls(name)
-        raise ToolError(f"no container tool found; install one of {', '.join(BACKENDS)}")
+        raise ToolError(f"no container tool found; install {' or '.join(names)}")
 
     def build(self, dockerfile: Path, context: Path, image: str, mirror: Mirror) -> None:
         """Builds an image from a Dockerfile."""
@@ -43,10 +48,6 @@ class ContainerTool:
         command = ["build", *labelled, *arguments, *secrets, "-t", image, "-f", str(dockerfile), str(context)]
         if subprocess.run([self.name, *command], check=False).returncode:
             raise ToolError(f"{self.name} could not build {image}")
-
-    def require(self, image: str) -> None:
-        """Raises `ToolError` when the image is not here, as after a failed build."""
-        self._output("inspect", *([] if self.name == "docker" else ["--type", "image"]), image)
 
     def size(self, image: str) -> int:
         """Bytes of all layers, unpacked."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import bentoml.container
 import yaml
+from bentoml.exceptions import BentoMLException
 from container_tool import ContainerTool, ToolError
 from mirror import Mirror
 
@@ -97,12 +98,13 @@ def let_all_read(context: Path) -> None:
 
 
 def bake(model: ModelFolder, models: Path) -> None:
-    """Copies a model under its name, and with it the export that `parley convert` keeps elsewhere."""
+    """Copies a model under its name, and with it the exports that `parley convert` keeps elsewhere."""
     target = models / model.name
     shutil.copytree(model.path, target)
-    export = model.exported(None)
-    if export and not export.is_relative_to(model.path):
-        shutil.copytree(export, target / export.name)
+    for dtype in ("float32", "int8"):
+        export = model.exported(dtype)
+        if export and not export.is_relative_to(model.path):
+            shutil.copytree(export, target / export.name)
 
 
 def build_bento(recipe: Recipe) -> str:
@@ -123,14 +125,15 @@ def containerize(bento: str, image: str, torch: str, tool: ContainerTool) -> Non
     mirror = Mirror.from_env()
     # BentoML unpacks the Bento into a temporary folder, and reads a Dockerfile template only below the current one.
     with contextlib.chdir(tempfile.gettempdir()):
-        bentoml.container.build(
+        built = bentoml.container.build(
             bento,
             backend=tool.name,
             image_tag=(image,),
             build_arg={"TORCH": torch, **mirror.arguments},
             secret=mirror.secrets,
         )
-    tool.require(image)
+    if built is None:  # it has logged what was raised
+        raise ToolError(f"{tool.name} could not build {image}")
 
 
 def main() -> None:
@@ -142,12 +145,13 @@ def main() -> None:
     variant.add_argument("--gpu", action="store_true", help="the CUDA variant, which has torch")
     parser.add_argument("--image", default="localhost/parley:latest", help="the image's name")
     arguments = parser.parse_args()
+    os.umask(0o022)  # the Bento's files keep their modes in the image, where another user reads them
     try:
         tool = ContainerTool.find()
         chosen = recipe(arguments.model, arguments.gpu, arguments.torch)
         containerize(build_bento(chosen), arguments.image, chosen.torch, tool)
         print(tool.report(arguments.image))
-    except (ModelError, SettingsError, ToolError) as error:
+    except (ModelError, SettingsError, ToolError, OSError, BentoMLException) as error:
         sys.exit(f"parley: {error}")
 
 

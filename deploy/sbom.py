@@ -2,8 +2,8 @@
 
     python deploy/sbom.py IMAGE > image.cdx.json
 
-Python packages are asked for in the image's own environment, Debian's in its package database, so that what was left
-out of the image is left out here too.
+Python packages are asked for in the image's own environment and beside its interpreter, Debian's in its package
+database, so that what was left out of the image is left out here too.
 """
 
 import json
@@ -15,17 +15,22 @@ from urllib.parse import quote
 
 from container_tool import ContainerTool, ToolError
 
-_PYTHON_PACKAGES = (
-    "import importlib.metadata as m\n"
-    "for d in m.distributions(): print(d.name, d.version, d.metadata.get('License-Expression') or '', sep='\\t')"
-)
+_PYTHON_PACKAGES = """
+import importlib.metadata as metadata, platform, sys, sysconfig
+print("python", platform.python_version(), "PSF-2.0", sep="|")
+paths = list(sys.path)
+if sys.base_prefix == "/usr/local":  # an interpreter that Debian's database does not know, with an installer
+    paths.append(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
+for each in metadata.distributions(path=paths):
+    print(each.name, each.version, each.metadata.get("License-Expression") or "", sep="|")
+"""
 _DEBIAN_PACKAGES = "dpkg-query -W -f '${Package}\\t${Version}\\t${Architecture}\\n'"
 
 
 def python_component(line: str) -> dict[str, Any]:
-    """One distribution, from its name, version and licence."""
-    name, version, licence = line.split("\t")
-    purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{quote(version)}"
+    """One distribution, or the interpreter, from its name, version and licence."""
+    name, version, licence = line.split("|")
+    purl = f"pkg:{'generic' if name == 'python' else 'pypi'}/{name.lower().replace('_', '-')}@{quote(version)}"
     component = {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
     return component | ({"licenses": [{"expression": licence}]} if licence else {})
 

@@ -4,39 +4,42 @@ Only what is shown passes through here. What is stored, sent back and downloaded
 """
 
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Iterator
 
-# A picture in what we take for code and Markdown does not would be loaded. So a fence ends with its list item, a span
-# with its line, neither begins inside of HTML, which is escaped, and a span that holds a picture is none.
-_FENCE = re.compile(
-    r"^( {0,3})(`{3,}|~{3,})[^`\n]*$(?:\n(?! {0,3}\2[`~]*[ \t]*$)(?:\1[^\n]*|[ \t]*$))*(?:\n {0,3}\2[`~]*[ \t]*$)?",
-    re.MULTILINE,
-)
-_SPAN = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n|!\[).)+?(?<!`)\1(?!`)")
-_ACTIVE = re.compile(r"(\\*)(\$|:(?=:*[a-zA-Z])|(?<=!)\[|<(?=[a-zA-Z/!?]))")
+import blocks
+
+# A picture in what we take for code and Markdown does not would be loaded. So a span ends with its line, and one that
+# holds a picture is none. The bounds keep the time in proportion to the text, whatever a model repeats.
+_SPAN = re.compile(r"(?<![`\\])(`{1,9})(?!`)(?:(?!!\[).)+?(?<!`)\1(?!`)")
+_ACTIVE = re.compile(r"(?<!\\)(\\*)(\$|:(?=:{0,2}[a-zA-Z])|(?<=!)\[|\[(?=\^)|<(?=[a-zA-Z/!?]))")
+_HEAD = re.compile(r"\A[\s\ufeff]+")
+"""What Streamlit strips, and the byte order mark that its parser takes away."""
 
 
 def shown(text: str) -> str:
     """Markdown that Streamlit shows as the text reads.
 
-    Outside code, `$` would begin a formula, `:red[` a colour, and `![` would load a picture from wherever the model
-    says; a backslash makes them plain, and `<`, which would hide them. Single line ends are kept.
+    Outside code, `$` would begin a formula, `:red[` a colour, `[^` a footnote, and `![` would load a picture from
+    wherever the model says; a backslash makes them plain, and `<`, which would hide them. Single line ends are kept.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _outside(_FENCE, text, lambda prose: _outside(_SPAN, prose, _plain))
+    # Streamlit dedents and strips, which may make text of indented code: so that comes first.
+    text = textwrap.dedent(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return "".join(_parts(_HEAD.sub("", text))).strip()
 
 
-def _outside(code: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
-    """Changes what lies between the matches of `code`."""
+def _parts(text: str) -> Iterator[str]:
+    for line, code in blocks.lines(text):
+        yield f"{line}\n" if code else f"{_plain(line)}  \n"
+
+
+def _plain(line: str) -> str:
+    """A line with what acts outside of its code spans escaped."""
     parts, end = [], 0
-    for found in code.finditer(text):
-        parts += [change(text[end : found.start()]), found.group()]
-        end = found.end()
-    return "".join([*parts, change(text[end:])])
-
-
-def _plain(prose: str) -> str:
-    return _ACTIVE.sub(_escaped, prose).replace("\n", "  \n")
+    for span in _SPAN.finditer(line):
+        parts += [_ACTIVE.sub(_escaped, line[end : span.start()]), span.group()]
+        end = span.end()
+    return "".join([*parts, _ACTIVE.sub(_escaped, line[end:])])
 
 
 def _escaped(found: re.Match[str]) -> str:

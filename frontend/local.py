@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from parley.api.chat import Chat
-from parley.api.completions import usage
+from parley.api.usage import usage
 from parley.client import ServiceHealth
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
@@ -64,7 +64,7 @@ class LocalStream:
             if isinstance(event, ParleyError):
                 raise event
             if isinstance(event, Failure):
-                raise ParleyError(event.code, event.message)
+                raise event.error()
             if isinstance(event, Finish):
                 self._finish = event
             if event.text:

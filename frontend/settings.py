@@ -47,7 +47,11 @@ class Settings:
 def _url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise SettingsError(f"PARLEY_URL={value}: an address begins with http:// or https://")
-    if "@" in urlsplit(value).netloc:
+    try:
+        place = urlsplit(value).netloc
+    except ValueError as error:
+        raise SettingsError("PARLEY_URL=...: something like http://127.0.0.1:3000 is expected") from error
+    if "@" in place:
         raise SettingsError("PARLEY_URL=...: visitors see the address; PARLEY_API_KEY is for what they must not see")
     return value
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 from backend import Backend
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.reply import NO_CHAT
 from trouble import meaning
 
 FRESH = 10.0
 """Seconds for which what was heard counts as news."""
 
-_NO_SERVICE = "What answers at this address is not a chat service."
 _MEANING = {
-    ErrorCode.UPSTREAM_ERROR: _NO_SERVICE,
-    ErrorCode.NOT_FOUND: _NO_SERVICE,
+    ErrorCode.UPSTREAM_ERROR: NO_CHAT,
+    ErrorCode.NOT_FOUND: NO_CHAT,
     ErrorCode.DEADLINE_EXCEEDED: "The service does not answer in time.",
 }
 """What a failure means that is no answer's."""
@@ -38,9 +38,10 @@ class Watch:
 
     def look(self) -> Standing:
         """The standing, at most `FRESH` seconds old."""
-        if time.monotonic() - self._asked >= FRESH:
+        now = time.monotonic()
+        if now - self._asked >= FRESH:
             self._standing = self._ask()
-            self._asked = time.monotonic()
+            self._asked = now
         return self._standing
 
     def forget(self) -> None:

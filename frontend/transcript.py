@@ -47,7 +47,8 @@ def show_answer(answer: Answer) -> None:
 
 def show_failure(failure: ParleyError) -> None:
     """What went wrong with the last answer, in a person's words first."""
-    st.error(f"**{meaning(failure)}** {shown(failure.message)}\n\n{advice(failure)}", icon=":material/error:")
+    told = f"**{meaning(failure)}** {failure.message}\n\n{advice(failure)}"
+    st.error(shown(told), icon=":material/error:")  # all of it at once: what a line is depends on what is before it
 
 
 def _waiting(seconds: float) -> str:

@@ -13,6 +13,7 @@ _MEANING = {
     ErrorCode.ENGINE_ERROR: "The model failed.",
     ErrorCode.INVALID_API_KEY: "The service does not accept the key in PARLEY_API_KEY.",
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: "The conversation is too long for the model.",
+    ErrorCode.BODY_TOO_LARGE: "The conversation is too long for the service.",
 }
 
 _PASSING = {
@@ -34,9 +35,16 @@ def meaning(failure: ParleyError) -> str:
 def advice(failure: ParleyError) -> str:
     """What to do, for a failure that keeps the conversation."""
     kept = "Nothing is lost: your message is above"
-    if failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+    if _too_long(failure):
         return f"{kept}. Send a shorter one, or clear the conversation."
-    if failure.status < 500 and failure.code not in _PASSING:
+    if failure.code is ErrorCode.UPSTREAM_REFUSED or (failure.status < 500 and failure.code not in _PASSING):
         return f"{kept}, but the same again would be refused as well."
     when = "now" if failure.retry_after is None else f"in {failure.retry_after:.0f} s"
     return f"{kept}, and you can try again {when}."
+
+
+def _too_long(failure: ParleyError) -> bool:
+    """Whether a shorter conversation would do; the service refuses too many messages, or a long one, as a value."""
+    if failure.code is ErrorCode.INVALID_VALUE:
+        return (failure.param or "").startswith("messages")
+    return failure.code in (ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.BODY_TOO_LARGE)

@@ -7,7 +7,8 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from parley.client import Client
 from parley.contract.chat import Message
@@ -26,18 +27,12 @@ _HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 for success, 1 with a line on stderr for a failure."""
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest and chosen.run is not _convert:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        client = Client(chosen.url, chosen.api_key)
-    except ValueError as error:
-        return _fail(str(error))
-    with client:
-        return _run(chosen, client)
-
-
-def _run(chosen: argparse.Namespace, client: Client) -> int:
-    try:
-        status: int = chosen.run(chosen, client)
+        status: int = chosen.run(chosen, rest)
         return status
     except ParleyError as error:
         return _fail(_told(error))
@@ -51,22 +46,34 @@ def _run(chosen: argparse.Namespace, client: Client) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="parley", description="Talk to a Parley service.")
     parser.add_argument(
-        "--url", default=os.environ.get("PARLEY_URL", DEFAULT_URL), help="default: PARLEY_URL or %(default)s"
+        "--url", default=os.environ.get("PARLEY_URL") or DEFAULT_URL, help="default: PARLEY_URL or %(default)s"
     )
     parser.add_argument("--api-key", default=os.environ.get("PARLEY_API_KEY"), help="default: PARLEY_API_KEY")
     commands = parser.add_subparsers(required=True, metavar="chat | ask | health | convert")
     chat = commands.add_parser("chat", help="chat in the terminal")
-    chat.set_defaults(run=lambda _, client: Terminal(client).run())
+    chat.set_defaults(run=_with_client(lambda _, client: Terminal(client).run()))
     ask = commands.add_parser("ask", help="print one answer")
     ask.add_argument("question", nargs="?", default="-", help="read from stdin when missing or -")
-    ask.set_defaults(run=_ask)
+    ask.set_defaults(run=_with_client(_ask))
     health = commands.add_parser("health", help="say whether the service is ready; exit status 1 when it is not")
-    health.set_defaults(run=_health)
-    convert = commands.add_parser("convert", help="export a model for the OpenVINO engine")
-    convert.add_argument("model", help="a local folder, or a Hugging Face id")
-    convert.add_argument("--dtype", choices=["float32", "int8"], default="float32", help="default: %(default)s")
+    health.set_defaults(run=_with_client(_health))
+    convert = commands.add_parser("convert", help="export a model for the OpenVINO engine", add_help=False)
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _with_client(command: Callable[[argparse.Namespace, Client], int]) -> Callable[[argparse.Namespace, object], int]:
+    """The command with a client of the service that was chosen."""
+
+    def run(chosen: argparse.Namespace, _: object) -> int:
+        try:
+            client = Client(chosen.url, chosen.api_key)
+        except ValueError as error:
+            return _fail(str(error))
+        with client:
+            return command(chosen, client)
+
+    return run
 
 
 def _ask(chosen: argparse.Namespace, client: Client) -> int:
@@ -89,9 +96,9 @@ def _health(_: argparse.Namespace, client: Client) -> int:
     return 0
 
 
-def _convert(chosen: argparse.Namespace, _: Client) -> int:
-    command = [sys.executable, "-m", "parley.convert", chosen.model, "--dtype", chosen.dtype]
-    return subprocess.run(command, check=False).returncode
+def _convert(_: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Passes its arguments on: they are the other program's, help included."""
+    return subprocess.run([sys.executable, "-m", "parley.convert", *arguments], check=False).returncode
 
 
 class Terminal:
@@ -103,6 +110,8 @@ class Terminal:
 
     def run(self) -> int:
         """Reads and answers until the input ends."""
+        with suppress(ImportError):  # `input` reads with it: without, a terminal cuts lines after 4,095 bytes
+            import readline  # noqa: F401
         print("Ctrl-C stops an answer, /clear starts a new conversation, Ctrl-D leaves.")
         while (line := _read_line()) is not None:
             if line == "/clear":

@@ -4,10 +4,13 @@ It speaks OpenAI's chat completions over `requests`, so that it works against th
 answer is whole or it is an error: a stream that ends without `[DONE]` raises, however good the text looked.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -25,10 +28,14 @@ HEALTH_TIMEOUT = 3.0
 
 
 class Unreachable(ParleyError):
-    """No connection to the service: nothing listens there, or the address is wrong."""
+    """No connection to the service: nothing listens there, or something between stops it."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(ErrorCode.ENGINE_UNAVAILABLE, f"Nothing answers at {url}. Is the service running there?")
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.ENGINE_UNAVAILABLE, message)
+
+
+_NO_MODEL = "It offers no model."
+_OF_PROXIES = (requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Client:
         model: name to ask for; by default the first that the service lists.
 
     Raises:
-        ValueError: for an address without a scheme, and for a key that no header can hold.
+        ValueError: for what is no address, and for a key that no header can hold.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Client:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"the address of a service begins with http:// or https://, and {base_url!r} does not")
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._proxies = _proxies(self.base_url)
         self._timeout = timeout
         self._model = model
         self._listed: list[str] = []
@@ -94,7 +102,7 @@ class Client:
             choice = body["choices"][0]
             text, reason = choice["message"]["content"] or "", choice.get("finish_reason")
             return Reply(text, usage_of(body.get("usage")), reason, str(body.get("model", "")))
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, NO_CHAT) from error
 
     def stream(self, messages: Sequence[Message], **sampling: JsonValue) -> ReplyStream:
@@ -121,8 +129,10 @@ class Client:
         """
         response = self._send("GET", "/readyz", HEALTH_TIMEOUT)
         if response.status_code == requests.codes.not_found:
-            return ServiceHealth(bool(self.models()), "ready", "")
+            return ServiceHealth(True, "ready", "") if self.models() else ServiceHealth(False, "not ready", _NO_MODEL)
         told = parsed(response.content) if _is_json(response) else {}
+        if not isinstance(told, dict):
+            raise ParleyError(ErrorCode.UPSTREAM_ERROR, NO_CHAT)
         state = told.get("status", "ready" if response.ok else "not ready")
         return ServiceHealth(response.ok, str(state), str(told.get("detail", "")))
 
@@ -134,8 +144,10 @@ class Client:
             return False
 
     def _post(self, request: dict[str, Any], stream: bool) -> requests.Response:
-        named = {"model": self._model_name(), **request}
-        return _checked(self._send("POST", "/v1/chat/completions", self._timeout, json=named, stream=stream))
+        body = _as_bytes({"model": self._model_name(), **request})
+        headers = {"Content-Type": "application/json"}
+        sent = self._send("POST", "/v1/chat/completions", self._timeout, data=body, headers=headers, stream=stream)
+        return _checked(sent)
 
     def _model_name(self) -> str:
         if name := self._model or next(iter(self._listed or self.models()), None):
@@ -144,23 +156,38 @@ class Client:
 
     def _send(self, method: str, path: str, timeout: float, **options: Any) -> requests.Response:
         """Sends one request and, unless it is an answer to stream, reads all of the response."""
-        patience = (CONNECT_TIMEOUT, timeout)
+        options |= {"timeout": (CONNECT_TIMEOUT, timeout), "proxies": self._proxies}
         try:
-            response = self._session.request(method, self.base_url + path, timeout=patience, **options)
+            response = self._session.request(method, self.base_url + path, **options)
             if not response.ok:
                 response.content  # noqa: B018 - read here, where its transport errors are translated
             return response
-        except requests.RequestException as error:
+        except OSError as error:  # each of requests' errors is one, and the lack of a file with certificates
             raise self._transport_error(error) from error
 
-    def _transport_error(self, error: requests.RequestException) -> ParleyError:
+    def _transport_error(self, error: OSError) -> ParleyError:
         """One of requests' errors in our words; requests hides what happened to a body in a ConnectionError."""
         cause = error.args[0] if error.args else None
         if isinstance(error, requests.ReadTimeout) or isinstance(cause, urllib3.exceptions.ReadTimeoutError):
             return ParleyError(ErrorCode.DEADLINE_EXCEEDED, SILENT)
+        if told := _obstacle(error, self.base_url):
+            return Unreachable(told)
         if isinstance(error, requests.ConnectionError) and not isinstance(cause, urllib3.exceptions.ProtocolError):
-            return Unreachable(self.base_url)
+            return Unreachable(f"Nothing answers at {self.base_url}. Is the service running there?")
         return ParleyError(ErrorCode.UPSTREAM_ERROR, BROKEN_OFF)
+
+
+def _obstacle(error: OSError, url: str) -> str:
+    """What is in the way of a connection, where it is not the service that is missing."""
+    if not isinstance(error, requests.RequestException):
+        return f"There are no certificates to check {url} with. Is there a file where REQUESTS_CA_BUNDLE says?"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"The certificate of {url} is not trusted. REQUESTS_CA_BUNDLE can name a file with its authority's."
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"No encrypted connection to {url} comes about. Is it http:// there?"
+    if isinstance(error, _OF_PROXIES) or "SOCKS" in str(error):  # for which requests needs another package
+        return f"The proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names does not connect to {url}."
+    return ""
 
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
@@ -175,6 +202,31 @@ def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedR
         return request
 
     return sign
+
+
+def _proxies(url: str) -> dict[str, str]:
+    """What requests is told of proxies: this machine's own addresses are not asked for through one.
+
+    Raises:
+        ValueError: for what is no address.
+    """
+    try:
+        host = urlsplit(str(requests.Request("GET", url).prepare().url)).hostname or ""
+    except ValueError as error:
+        raise ValueError(f"the address of a service looks like http://127.0.0.1:3000, and {url!r} does not") from error
+    return {"no_proxy": host} if _is_own(host) else {}
+
+
+def _is_own(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _as_bytes(body: dict[str, Any]) -> bytes:
+    """JSON in UTF-8, which takes half the room that escapes would, or less; half a surrogate pair stays an escape."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def _as_json(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from parley.engine.export.exporter import export
 from parley.engine.model import ModelError, resolve
 from parley.settings import Settings, SettingsError
-from parley.startup import fail
+from parley.startup import fail, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = resolve(chosen.model, settings.cache)
         made = folder.exported(chosen.dtype) or export(folder, chosen.dtype, settings.cache)
     except (SettingsError, ModelError, OSError) as error:
-        fail(" ".join(str(error).split()))
+        fail(one_line(error))
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed: pip install {error.name}")
     print(f"{folder.name} is exported in {chosen.dtype}: {made}")

@@ -28,6 +28,11 @@ class Prompt:
     """The conversation itself, for an engine that has a tokenizer of its own: `ids` is then empty."""
 
     @property
+    def tokens(self) -> int | None:
+        """How many token ids it has; None where they are not known here."""
+        return None if self.messages else len(self.ids)
+
+    @property
     def content(self) -> list[int] | tuple[Message, ...]:
         """What the engine reads."""
         return self.messages or self.ids
@@ -287,7 +292,7 @@ Builder = PromptBuilder | Passage
 
 def with_system(messages: Sequence[Message], system_prompt: str) -> Sequence[Message]:
     """The conversation with a system message at its start, unless it has one or there is none to put."""
-    if system_prompt and messages[0].role != "system":
+    if system_prompt and all(message.role != "system" for message in messages):
         return [Message("system", system_prompt), *messages]
     return messages
 

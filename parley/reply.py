@@ -23,6 +23,7 @@ _CODE_FOR_STATUS = {wire.status: code for code, wire in WIRE.items()} | {
     408: ErrorCode.DEADLINE_EXCEEDED,
     429: ErrorCode.RATE_LIMIT_EXCEEDED,
     500: ErrorCode.INTERNAL_ERROR,
+    502: ErrorCode.UPSTREAM_ERROR,
     503: ErrorCode.ENGINE_UNAVAILABLE,
 }
 """For servers whose error bodies have no code of ours."""

@@ -21,6 +21,7 @@ from pydantic import (
 
 from parley.contract.limits import Limits
 from parley.contract.openai import ContextPolicy
+from parley.startup import PIPE
 
 PREFIX = "PARLEY_"
 LIMIT_PREFIX = "PARLEY_LIMIT_"
@@ -30,9 +31,8 @@ DEFAULT_SYSTEM_PROMPT = (
     "and politely decline what is not about them."
 )
 
-CLIENT_KEYS = frozenset({"PARLEY_URL", "PARLEY_API_KEY", "PARLEY_INTERNAL_STARTUP_PIPE"})
-"""Variables of the client programs, which may share an environment with the service."""
-
+NO_SETTINGS = frozenset({"PARLEY_URL", "PARLEY_API_KEY", PIPE})
+"""Variables of the client programs, which may share an environment with the service, and what its processes pass on."""
 
 SECRETS = frozenset({"PARLEY_UPSTREAM_API_KEY", "PARLEY_UPSTREAM_URL"})
 """Settings whose values are not shown: an address can hold a password, though none should."""
@@ -64,7 +64,15 @@ def _header_word(value: SecretStr) -> SecretStr:
     return value
 
 
-Expanded = Annotated[Path, AfterValidator(Path.expanduser)]
+def _expanded(path: Path) -> Path:
+    """The path with the home of `~` or `~name` in it."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home directory for {path.parts[0]}") from error
+
+
+Expanded = Annotated[Path, AfterValidator(_expanded)]
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[a-zA-Z0-9.\-\[\]:]+)$")]
 """A scheme and a host, with a port if it is not the usual one, and nothing after it; `*` is all."""
@@ -97,8 +105,8 @@ class Settings(BaseModel):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most answers decoded together."""
     kv_cache_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    """GiB of memory for the key-value cache of the openvino and transformers engines; by default for a quarter of a
-    full batch of longest conversations within a share of the machine's memory."""
+    """GiB of memory for the key-value cache; by default for a quarter of a full batch of longest conversations within a
+    share of the machine's memory, and with seq2seq that share."""
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = 64
     """Most answers that wait for a place in the batch; the next one gets 429."""
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
@@ -129,6 +137,13 @@ class Settings(BaseModel):
     """Seconds that one step of the model may take before the engine counts as hung."""
     drain_grace: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running answers get to finish when the service is asked to stop."""
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        """A folder may begin with `~`, and is looked for where it is needed."""
+        _expanded(Path(value))
+        return value
 
     @field_validator("context_policy")
     @classmethod
@@ -176,7 +191,7 @@ class Settings(BaseModel):
 
 
 def _is_ours(key: str) -> bool:
-    return key.startswith(PREFIX) and not key.startswith(f"{PREFIX}UI_") and key not in CLIENT_KEYS
+    return key.startswith(PREFIX) and not key.startswith(f"{PREFIX}UI_") and key not in NO_SETTINGS
 
 
 def _variables() -> dict[str, tuple[str, str]]:

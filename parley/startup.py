@@ -4,8 +4,10 @@ BentoML's supervisor starts a failing worker again for ever. So the worker tells
 start, through a named pipe whose path it inherits, and a thread there ends it.
 """
 
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -13,8 +15,8 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-_PIPE = "PARLEY_INTERNAL_STARTUP_PIPE"
-
+PIPE = "PARLEY_INTERNAL_STARTUP_PIPE"
+"""The variable with the path of the pipe."""
 
 _PR_SET_PDEATHSIG = 1
 """From Linux's sys/prctl.h."""
@@ -42,15 +44,17 @@ def fail(message: str) -> NoReturn:
 
 def listen_for_failure() -> None:
     """In the supervisor's process, before any worker starts."""
-    pipe = Path(tempfile.mkdtemp(prefix="parley-")) / "startup"
+    folder = Path(tempfile.mkdtemp(prefix="parley-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    pipe = folder / "startup"
     os.mkfifo(pipe, 0o600)
-    os.environ[_PIPE] = str(pipe)
+    os.environ[PIPE] = str(pipe)
     threading.Thread(target=_end_on_failure, args=(pipe,), daemon=True).start()
 
 
 def tell_failure(message: str) -> NoReturn:
     """In a worker: ends the supervisor, or this process alone where there is none."""
-    if pipe := os.environ.get(_PIPE):
+    if pipe := os.environ.get(PIPE):
         Path(pipe).write_text(message, "utf-8")
     else:
         print(f"parley: {message}", file=sys.stderr, flush=True)
@@ -59,5 +63,6 @@ def tell_failure(message: str) -> NoReturn:
 
 def _end_on_failure(pipe: Path) -> None:
     message = pipe.read_text("utf-8")
+    shutil.rmtree(pipe.parent, ignore_errors=True)
     print(f"parley: {message}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -28,6 +28,8 @@ class Tokenizer:
         self._hf = hf
         self._controls = sorted(_controls(hf), key=len, reverse=True)
         written = _written(hf)
+        if isinstance(getattr(hf, "cache", None), dict):
+            hf.cache = _Words(hf.cache)
         self._turn_marks = [control for control in self._controls if control not in written]
         self._normalizer = _normalizer(hf)
 
@@ -105,15 +107,8 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         if not self.is_fast:
             text = _LONG_WORD.sub(r"\1 ", text)
-            self._forget_words()
         ids: list[int] = self._hf.encode(text, add_special_tokens=False)
         return ids
-
-    def _forget_words(self) -> None:
-        """BlenderbotSmall's tokenizer keeps every word that it has ever seen."""
-        kept = getattr(self._hf, "cache", None)
-        if isinstance(kept, dict) and len(kept) > _MOST_WORDS:
-            kept.clear()
 
     def _broken(self, text: str, mark: str, controls: Sequence[str]) -> str:
         """The text with `mark` inside each control token that it spells, so that no piece spells one.
@@ -132,12 +127,24 @@ class Tokenizer:
         return text
 
 
+class _Words(dict[str, str]):
+    """The words that a tokenizer in Python has split, which would else keep every one that it has ever seen.
+
+    None is ever taken out: a tokenizer asks whether a word is there and then reads it, and two threads may encode.
+    """
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) < _MOST_WORDS:
+            super().__setitem__(word, pieces)
+
+
 class StreamText:
     """Detokenizer on tokenizers' own `DecodeStream`: cost per token does not grow with the answer."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._stream = _stream_after([])
+        self._told: list[int] = []
         self._held: list[int] = []
 
     def push(self, tokens: list[int]) -> str:
@@ -152,7 +159,7 @@ class StreamText:
             text = self._restart()
         if text is None:
             return ""
-        self._held = []
+        self._told, self._held = self._held, []
         return str(text)
 
     def _restart(self) -> str:
@@ -162,11 +169,17 @@ class StreamText:
         fits nowhere makes replacement characters of all. Here only those that were held become so.
         """
         self._stream = _stream_after(self._held)
-        return str(self._backend.decode(self._held, skip_special_tokens=True))
+        return self._text(self._held)
 
     def flush(self) -> str:
-        """Nothing: what `DecodeStream` still holds is a part of a character, which is dropped."""
-        return ""
+        """What is whole of the text that `DecodeStream` holds, such as the space before a part of a character.
+
+        It is read after the tokens whose text came last: the first token of a text may lose its space.
+        """
+        return self._text(self._told + self._held)[len(self._text(self._told)) :].rstrip("\ufffd")
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self._backend.decode(tokens, skip_special_tokens=True))
 
     def token_bytes(self, token: int) -> bytes | None:
         """One token's own text, as after another one; None where it is a part of a character only."""

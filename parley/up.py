@@ -1,6 +1,7 @@
 """Starts the service, the Streamlit client or both on this machine, and stops them together: `python -m parley.up`."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import requests
 
+from parley.settings import Settings, SettingsError
+
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
-STOP_SECONDS = 40.0
+STOP_SECONDS = 10.0
+"""How long a program may take to stop, beside what it lets running answers have."""
 SAME_STOP_SECONDS = 1.0
 """One stop may be told twice: make passes SIGTERM on, and both shell and kernel tell of a closed terminal."""
 
@@ -33,6 +37,8 @@ class Program:
     command: list[str]
     ready_path: str
     environment: dict[str, str]
+    grace: float = 0.0
+    """Seconds for which it lets running answers go on when it is asked to stop."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -68,7 +74,7 @@ class Program:
         if self.process is None:
             return
         try:
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(self.grace + STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -86,7 +92,15 @@ class Program:
 def service(port: int) -> Program:
     """The Bento service."""
     command = [sys.executable, "-m", "bentoml", "serve", "service:Parley", "--host", HOST, "--port", str(port)]
-    return Program("service", port, "PORT", command, "/readyz", {"BENTOML_DO_NOT_TRACK": "True"})
+    environment = {"BENTOML_DO_NOT_TRACK": "True"}
+    return Program("service", port, "PORT", command, "/readyz", environment, _drain_grace())
+
+
+def _drain_grace() -> float:
+    try:
+        return Settings.from_env(os.environ).drain_grace
+    except SettingsError:  # which the service tells, and ends
+        return 0.0
 
 
 def client(port: int, service_url: str) -> Program:
@@ -98,13 +112,15 @@ def client(port: int, service_url: str) -> Program:
 
 
 def refuse_taken_port(program: Program) -> None:
-    """Raises `NotStarted` when another program listens on the port."""
+    """Raises `NotStarted` when another program listens on the port, or it is none of ours."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, program.port))
-        except OSError:
-            message = f"port {program.port} is taken; choose another for the {program.name} with {program.variable}=..."
+        except (OSError, OverflowError) as error:
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            why = "is taken" if taken else f"cannot be used ({error})"
+            message = f"port {program.port} {why}; choose another for the {program.name} with {program.variable}=..."
             raise NotStarted(message) from None
 
 

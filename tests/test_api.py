@@ -9,6 +9,10 @@ import openai
 import pytest
 import requests
 
+from parley.api.chat import honoured
+from parley.api.completions import sampling
+from parley.contract.openai import ChatCompletionRequest
+from parley.engine.runner import EVERY_TOKEN, ModelInfo, Sampling
 from tests.conftest import POCKET, Served, serve
 from tests.scrape import scrape, total
 
@@ -162,12 +166,31 @@ def test_what_the_engine_cannot_do_is_refused_by_its_name(echo_service: Served, 
         {"tools": None, "n": 1, "logit_bias": {}, "response_format": {"type": "text"}, "presence_penalty": 0},
         {"logprobs": False, "user": "u", "metadata": {"a": "b"}, "store": False, "seed": None},
         {"messages": [{"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}, *HELLO]},
+        {"top_k": 0, "repetition_penalty": 1.0},
+        {"top_k": -1, "repetition_penalty": 1},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello there world"}]}]},
     ],
 )
 def test_what_changes_nothing_is_not_refused(echo_service: Served, harmless: dict[str, Any]) -> None:
     """Fails when a client that writes its defaults out is turned away."""
     assert ask(echo_service, **harmless).json()["choices"][0]["message"]["content"] == "hello there world"
+
+
+def test_no_limit_is_a_wish_where_the_model_may_have_one() -> None:
+    """Fails when a model's own `top_k` or penalty holds for who wants none, or asking for none turns beams off."""
+    asked = sampling(ChatCompletionRequest.model_validate({"messages": HELLO, "top_k": -1, "repetition_penalty": 1}))
+    knows, does_not = (ModelInfo("e", "", "cpu", "", 9, names) for names in (["top_k", "repetition_penalty"], []))
+    assert honoured(asked, knows) == Sampling(top_k=EVERY_TOKEN, repetition_penalty=1.0)
+    assert honoured(asked, does_not) == Sampling()
+    assert [asked.draws(default) for default in (False, True)] == [False, True]
+    assert Sampling(top_k=50).draws(default=False)
+
+
+def test_no_obfuscation_may_be_asked_for(echo_service: Served) -> None:
+    """Fails when a client that switches OpenAI's padding off is refused, or one that wants it gets none unawares."""
+    off, on = (ask(echo_service, stream=True, stream_options={"include_obfuscation": value}) for value in (False, True))
+    assert frames(off)
+    assert param(on) == "stream_options.include_obfuscation"
 
 
 def test_models_tell_what_is_honoured(echo_service: Served) -> None:

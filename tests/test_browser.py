@@ -120,6 +120,15 @@ def test_odd_text_is_shown_and_downloaded_as_it_is(page):
     page.screenshot(path=ARTIFACTS / "4-answered.png")
 
 
+def test_diagram_is_shown_as_code(page):
+    """Fails when a diagram in an answer is drawn, and loads a picture from wherever the model says."""
+    ask(page, '```Mermaid\nflowchart LR\n  a@{ img: "http://pictures.example/p.png" }\n```')
+    expect(page.get_by_text("tokens read")).to_be_visible(timeout=PATIENCE)
+    code = page.get_by_test_id("stChatMessage").last.get_by_test_id("stMarkdownPre")
+    expect(code).to_contain_text("flowchart LR", timeout=PATIENCE)
+    assert code.locator("[id*=mermaid]").count() == 0
+
+
 def test_clear_and_suggestions(page):
     """The page cannot be emptied, or an empty page offers nothing to begin with."""
     page.get_by_role("button", name="Who is Batman?").click()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.scripted import answers, chat_service, scripted, streams
+from tests.scripted import Say, answers, chat_service, scripted, streams
 
 COMMAND = [sys.executable, "-m", "parley.cli"]
 NOBODY = "http://127.0.0.1:9"
@@ -59,6 +59,36 @@ def test_wait_that_the_service_asks_for_is_told():
     with scripted(chat_service(answers("429 Too Many Requests", full, more="Retry-After: 7\r\n"))) as server:
         done = parley(server.url, "ask", "hi")
     assert (done.returncode, done.stderr) == (1, "parley: Full. Retry after the time given. (7 s)\n")
+
+
+def test_empty_address_is_the_default():
+    """Fails when a PARLEY_URL that is set to nothing is taken for an address, where the page takes the default."""
+    done = parley("", "--help")
+    assert "http://127.0.0.1:3000" in done.stdout
+
+
+def test_health_of_a_server_without_models_is_no_contradiction():
+    """Fails when a server is said to be ready with the exit status of one that is not."""
+
+    def script(request: bytes, say: Say) -> None:
+        listing = request.startswith(b"GET /v1/models ")
+        (answers("200 OK", b'{"data": []}') if listing else answers("404 Not Found", b""))(request, say)
+
+    with scripted(script) as server:
+        done = parley(server.url, "health")
+        assert (done.returncode, done.stderr) == (1, f"parley: {server.url} is not ready. It offers no model.\n")
+
+
+def test_convert_needs_no_address_and_no_key():
+    """Fails when a setting of the client, which it does not use, keeps a model from being converted."""
+    done = parley("no address", "convert", "--dtype", "int8", "/nonexistent/model", PARLEY_API_KEY="\n")
+    assert (done.returncode, done.stderr.startswith("parley: model '/nonexistent/model'")) == (1, True)
+
+
+def test_unknown_option_is_refused():
+    """Fails when a mistyped option has no effect."""
+    done = parley(NOBODY, "ask", "hi", "--modle", "x")
+    assert (done.returncode, "unrecognized arguments: --modle x" in done.stderr) == (2, True)
 
 
 def test_ask_without_a_question_fails(echo_service):
@@ -179,6 +209,19 @@ def test_chat_goes_on_after_a_failure():
         chat.until(r"parley: Nothing answers[^\n]*\s+> ")
         chat.type("\x04")
         assert chat.process.wait(30) == 0
+
+
+def test_long_line_is_asked_whole():
+    """Fails when a terminal cuts what is pasted into a chat after 4,095 bytes."""
+    pytest.importorskip("readline")
+    with scripted(chat_service(streams(LIMITED))) as server, terminal(server.url, "chat") as chat:
+        chat.until("> ")
+        for _ in range(10):  # in pieces: a terminal holds no more until it is read
+            chat.type("x" * 500)
+            chat.until("x")
+        chat.type("\n")
+        chat.until("half")
+        assert b"x" * 5000 in server.requests[-1]
 
 
 def test_model_text_cannot_command_the_terminal(echo_service):

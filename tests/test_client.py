@@ -1,20 +1,23 @@
 """The client, against the real service, and against servers that misbehave in every way that a network allows."""
 
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from parley.client import Client, Unreachable
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.contract.event_stream import EventData, EventTooLong
+from parley.contract.event_stream import LONGEST_EVENT, EventData, EventTooLong
 from parley.reply import Reply, ReplyStream
-from tests.conftest import ROOT
-from tests.scripted import STREAM_HEAD, Say, answers, chunked, scripted, streams
+from tests.conftest import ROOT, needs
+from tests.scripted import STREAM_HEAD, Say, answers, chunked, read_request, scripted, streams
 
 HELLO = [Message("user", "hello")]
 ODD = "slow-er: $5, 'quotes' \"twice\", `code`, <b>, 日本語, 🦇, e\u0301, \u2028 and a tab\t."
@@ -90,6 +93,20 @@ def test_event_of_many_lines_has_a_bound():
     with pytest.raises(EventTooLong):
         list(EventData().feed(b"data:\n" * 100_000))
     assert len(list(EventData().feed(b"data: x\n\n" * 100_000))) == 100_000
+
+
+@pytest.mark.parametrize("cut", [None, 5, -1])
+def test_event_has_the_same_bound_however_it_comes(cut):
+    """An event that comes whole, in one network chunk, is taken whatever its size."""
+    line = b"data:".ljust(LONGEST_EVENT, b"x")
+
+    def fed(raw: bytes) -> list[bytes]:
+        events = EventData()
+        return [*events.feed(raw[:cut]), *(events.feed(raw[cut:]) if cut else ())]
+
+    assert fed(line + b"\n\n") == [line[5:]]
+    with pytest.raises(EventTooLong):
+        fed(line + b"x\n\n")
 
 
 def test_text_is_right_when_every_byte_comes_alone():
@@ -210,6 +227,107 @@ def test_nobody_there_is_said_in_words():
         with pytest.raises(Unreachable, match=r"Nothing answers at http://127\.0\.0\.1:9\."):
             client.chat(HELLO)
         assert not client.ready()
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "http://host:port", "http://a b", "https://x:99999"])
+def test_what_is_no_address_is_refused(address):
+    """Fails when a mistyped address is told with the first request, as a connection that broke."""
+    with pytest.raises(ValueError, match=r"^the address of a service looks like http://[^\n]+ does not$"):
+        Client(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_is_asked_for_this_machine(host, monkeypatch):
+    """Fails when a machine behind a proxy, which knows nothing of it, cannot reach its own service."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with scripted(streams(chunk("hi"), DONE)) as server:
+        assert pieces(server.url.replace("127.0.0.1", host)) == ["hi"]
+    with Client("http://service.example", model="m") as client, pytest.raises(Unreachable, match="The proxy that"):
+        client.chat(HELLO)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://"])
+def test_proxy_that_cannot_be_used_is_told(proxy, monkeypatch):
+    """Fails when a wrong proxy looks like a connection that broke in the middle of an answer."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    with Client("http://service.example", model="m") as client, pytest.raises(Unreachable, match="The proxy that"):
+        client.chat(HELLO)
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A file with a key and a certificate of its own for 127.0.0.1."""
+    needs("openssl")
+    path = tmp_path / "own.pem"
+    name = ["-subj", "/CN=own", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", tmp_path / "cert"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", *name]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + (tmp_path / "cert").read_bytes())
+    return path
+
+
+def test_certificate_that_is_not_trusted_is_told(certificate, tmp_path, monkeypatch):
+    """Fails when a company's own certificate looks like a service that is not running; or the advice does not help."""
+
+    def chat() -> str:
+        with Client(f"https://127.0.0.1:{listener.getsockname()[1]}", model="m") as client:
+            return client.chat(HELLO).text
+
+    def serve() -> None:
+        for _ in range(2):
+            with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+                read_request(connection)
+                answers("200 OK", b'{"choices": [{"message": {"content": "hi"}}]}')(b"", connection.sendall)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nothing"))
+        with pytest.raises(Unreachable, match="no certificates"):
+            chat()
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        with pytest.raises(Unreachable, match="is not trusted"):
+            chat()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert chat() == "hi"
+
+
+def test_https_at_an_address_without_it_is_told():
+    """Fails when the wrong scheme looks like a service that is not running."""
+
+    def refuse() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, daemon=True).start()
+        with pytest.raises(Unreachable, match="Is it http:// there"):
+            pieces(f"https://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"up"'])
+def test_ready_never_raises(body):
+    """Fails when a server of another kind ends a loop that waits for the service."""
+    with scripted(answers("200 OK", body)) as server, Client(server.url) as client:
+        assert not client.ready()
+
+
+def test_text_is_sent_in_utf_8():
+    """Fails when a conversation in Chinese or Russian meets the limit of a body at half its length."""
+    with scripted(answers("200 OK", b'{"choices": [{"message": {"content": "hi"}}]}')) as server:
+        with Client(server.url, model="m") as client:
+            client.chat([Message("user", "日本 \udcff")])
+        (request,) = server.requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/json\r\n" in head + b"\r\n"
+    assert "日本 \\udcff".encode() in body
+    assert json.loads(body)["messages"][0]["content"] == "日本 \udcff"
 
 
 def test_address_without_scheme_is_refused():

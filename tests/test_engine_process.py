@@ -175,6 +175,37 @@ async def test_r17_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -
     await engine.drain(0)
 
 
+async def test_r17_a_model_whose_loading_kills_the_process_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Fails when a model that is too large for the memory is loaded, killed and loaded again for ever (R17)."""
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    engine = EngineProcess(ECHO, Limits())
+    await engine.start()
+    health = await asyncio.wait_for(engine.settled(), 30)
+    assert health.state is State.FAILED
+    assert health.detail == (
+        "echo was not loaded in 3 tries: signal 9 ended the engine process; is there enough memory?"
+    )
+    await engine.drain(0)
+
+
+async def test_r15_a_second_stop_leaves_no_stream_without_its_end() -> None:
+    """Fails when a stop that is told again while the process ends cuts streams without a terminal event (R15)."""
+    engine = EngineProcess(ECHO, Limits())
+    await engine.start()
+    await engine.settled()
+    running = asyncio.create_task(answer(engine, "slow " + "word " * 400))
+    await until(lambda: engine.health().running == 1)
+    stopping = asyncio.create_task(engine.drain(0.1))
+    await until(lambda: engine._writer is None)
+    stopping.cancel()
+    assert isinstance((await asyncio.wait_for(running, 10))[-1], Failure)
+
+
 async def test_r04_a_model_that_was_loaded_once_is_tried_until_it_loads_again(tmp_path: Path) -> None:
     """Fails when a full disk or a moment without memory, just at a restart, ends the service for good (R4)."""
     folder = shutil.copytree(POCKET, tmp_path / "pocket")

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import pytest
@@ -235,6 +236,19 @@ def test_r15_who_stalls_does_not_hold_the_stop() -> None:
             print(f"\nR15: stalled with a grace of {grace:g} s: exit after {time.monotonic() - began:.1f} s")
         assert "Traceback" not in served.log()
     assert not [pid for pid in processes if command_line(pid)]
+
+
+def test_r15_an_idle_connection_outlives_a_load_balancer_s_but_not_the_stop() -> None:
+    """R15. Fails when we close a connection that a load balancer is about to use again, or when one holds the stop."""
+    with serve({"PARLEY_ENGINE": "echo"}) as served:
+        connection = HTTPConnection(urlsplit(served.url).netloc, timeout=10)
+        for pause in (6.0, 0.0):  # uvicorn's own limit is 5 seconds
+            connection.request("GET", "/")
+            assert connection.getresponse().read()
+            time.sleep(pause)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(15) is not None
+        connection.close()
 
 
 def half_sent(served: Served) -> socket.socket:

@@ -29,7 +29,8 @@ from downloads import as_csv, as_json, as_markdown  # noqa: E402
 from prices import Prices, dollars  # noqa: E402
 from session import Session  # noqa: E402
 from settings import Settings, SettingsError  # noqa: E402
-from standing import Watch  # noqa: E402
+from sidebar import LEEWAY  # noqa: E402
+from standing import FRESH, Watch  # noqa: E402
 from trouble import advice  # noqa: E402
 
 ODD = "It costs $5 or $6.\nSay \"hi\", 'ho': <b>x</b> ![p](http://e/p.png) :red[r]\n\n```py\nprice = '$5'\n```\n日本 🦇"
@@ -257,6 +258,7 @@ def test_key_that_no_header_can_hold_is_named_on_the_page_and_not_shown(alone, m
     [
         ("PARLEY_URL", "localhost:3000"),
         ("PARLEY_URL", "http://name:secret@host"),
+        ("PARLEY_URL", "http://[::1"),
         ("PARLEY_UI_PRICE_INPUT", "-1"),
         ("PARLEY_UI_PRICE_OUTPUT", "1"),
         ("PARLEY_UI_MAX_INPUT_CHARS", "0"),
@@ -307,6 +309,13 @@ def test_display_makes_only_what_acts_plain(text, expected):
         "`a\n# b ![x](http://e/p)`",
         "|a|b|\n|-|-|\n|`c|![x](http://e/p)`|",
         "```\nx\r```\r\n![x](http://e/p)",
+        "   ```\ncode\n```\n![x](http://e/p)",
+        "a\n2. ```\n![x](http://e/p)",
+        "> a\n2. ```\n   b\n![x](http://e/p)",
+        "- ```\n![x](http://e/p)",
+        "-\n\n  ```\n  a\n```\n![x](http://e/p)\n```\n![x](http://e/p)",
+        "- |a|\n  |-|\nb\n  ```\n![x](http://e/p)\n```\n![x](http://e/p)",
+        "|a|\n|-|\n2. ```\n![x](http://e/p)",
     ],
 )
 def test_no_picture_hides_in_what_is_no_code(text):
@@ -316,9 +325,56 @@ def test_no_picture_hides_in_what_is_no_code(text):
     assert "<img" not in markdown.render(shown(text))
 
 
-def test_code_in_a_list_is_shown_as_it_is():
-    """Fails when a list's code gets backslashes of ours."""
-    assert "   price = $5\n" in shown("1. so:\n\n   ```\n   price = $5\n   ```\n\nthen $6")
+def test_no_picture_hides_in_an_indent_that_streamlit_takes_away():
+    """Fails when indented code becomes text on the page, because all of the answer is indented."""
+    assert shown("    ![x](http://e/p)\n    a") == r"!\[x](http://e/p)" + "  \na"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. so:\n\n   ```\n   a[1:n] <b> $5\n   ```\n\nthen $6",
+        "- a\n  - so:\n\n    ```py\n    a[1:n] <b>\n\n    b[1:n]\n    ```\n",
+        "1.  so:\n\n    ```py\n    a[1:n] <b>\n    ```\n\n2.  next",
+        "- ```py\n  a[1:n] <b>\n  ```\n- b",
+        "> ```py\n> a[1:n] <b>\n> ```\n> b",
+        "> - so:\n>\n>   ~~~\n>   a[1:n] <b>\n\nb",
+        "so:\n\n    a[1:n] <b>\n\n    $5\n\nthen",
+        "- so:\n\n      a[1:n] <b>\n",
+        "-\tso:\n\n\t```\n\ta[1:n] <b>\n\t```",
+        "```rust\nvec![1]\n```",
+    ],
+)
+def test_code_is_shown_as_it_is(text):
+    """Fails when code gets backslashes of ours, and what is copied from it does not run."""
+
+    def codes(markdown: str) -> list[str]:
+        return [token.content for token in MarkdownIt().parse(markdown) if token.type in ("fence", "code_block")]
+
+    assert codes(text)
+    assert codes(shown(text)) == codes(text)
+
+
+@pytest.mark.parametrize("word", ["mermaid", "Mermaid", "mer&#109;aid", "mer\\maid", "mermaid-x", "x mermaid"])
+@pytest.mark.parametrize("prefix", ["", "- ", "> ", "1. a\n\n   ", "\ufeff", "> 2. "])
+@pytest.mark.parametrize("fence", ["```", "~~~~ "])
+def test_no_diagram_is_drawn(prefix, fence, word):
+    """Fails when a fence becomes a diagram, which loads pictures from anywhere, and shows errors as it comes."""
+    fences = [token for token in MarkdownIt().parse(shown(f"{prefix}{fence}{word}\na")) if token.type == "fence"]
+    assert [token.info for token in fences] == ["text"]
+
+
+def test_language_of_code_is_kept():
+    """Fails when code loses its colours."""
+    assert shown("```c++ title=a\nx") == "```c++ title=a\nx"
+
+
+@pytest.mark.parametrize("text", ["\\", ":", "`", "` ", "+ ", "> ", "- a\n", "+ \n", "    ", "[^", "!["])
+def test_display_takes_time_in_proportion_to_the_text(text):
+    """Fails when an answer that repeats one thing holds up all sessions of the page for seconds."""
+    began = time.monotonic()
+    shown(text * (20_000 // len(text)) + "a" + "\n" * 5000)
+    assert time.monotonic() - began < 2
 
 
 MESSAGES = [Message("user", ODD), Message("assistant", '=1+1, "quoted"\r\nnext')]
@@ -385,8 +441,10 @@ def test_second_click_of_a_double_click_does_nothing():
     ("code", "wait", "words"),
     [
         (ErrorCode.CONTEXT_LENGTH_EXCEEDED, None, "or clear the conversation."),
+        (ErrorCode.BODY_TOO_LARGE, None, "or clear the conversation."),
         (ErrorCode.INVALID_API_KEY, None, "refused as well"),
         (ErrorCode.INVALID_VALUE, None, "refused as well"),
+        (ErrorCode.UPSTREAM_REFUSED, None, "refused as well"),
         (ErrorCode.QUEUE_FULL, 7.0, "try again in 7 s"),
         (ErrorCode.ENGINE_ERROR, None, "try again now"),
     ],
@@ -396,6 +454,32 @@ def test_advice_is_what_helps(code, wait, words):
     told = advice(ParleyError(code, "no", retry_after=wait))
     assert words in told
     assert ("try again" in told) == ("try again" in words)
+
+
+def test_too_many_messages_are_no_dead_end():
+    """Fails when nobody is told that a conversation has become too long for the service, and that clearing it helps."""
+    refusal = ParleyError(ErrorCode.INVALID_VALUE, "messages: at most 1000 items are allowed here", "messages")
+    assert "or clear the conversation." in advice(refusal)
+
+
+def test_standing_is_asked_for_at_every_tick(monkeypatch):
+    """Fails when the badge is twice as old as it may be, as the time that asking took counts as well."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    asked = []
+
+    class Slow:
+        def health(self):
+            asked.append(now[0])
+            now[0] += 3
+            raise ParleyError(ErrorCode.DEADLINE_EXCEEDED, "no")
+
+    watch = Watch(Slow())
+    for tick in (100.0, 105.0, 100 + FRESH):
+        now[0] = tick
+        watch.look()
+    assert asked == [100.0, 100 + FRESH]
+    assert LEEWAY > 0
 
 
 @pytest.mark.parametrize(

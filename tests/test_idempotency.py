@@ -6,6 +6,7 @@ import time
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from parley.api import deadline
 from parley.api.idempotency import Asked, Recordings
 from parley.api.sse import DONE, KEEP_ALIVE
 from parley.contract.errors import ErrorCode, ParleyError
@@ -19,13 +20,19 @@ class Client:
     """Asks, and keeps what it is sent."""
 
     def __init__(
-        self, recordings: Recordings, app: "App", owner: str = "", body: bytes = b"{}", patience: str = ""
+        self,
+        recordings: Recordings,
+        app: "App",
+        owner: str = "",
+        body: bytes = b"{}",
+        patience: str = "",
+        header: bytes = b"x-request-timeout",
     ) -> None:
         self.sent: list[Message] = []
         self.left = asyncio.Event()
         asked = Asked.by(owner, SCOPE, body)
         assert asked
-        more = [(b"x-request-timeout", patience.encode())] if patience else []
+        more = [(header, patience.encode())] if patience else []
         scope = {**SCOPE, "headers": [*SCOPE["headers"], *more]}  # type: ignore[misc]
         begin(Progress(Head("id", "POST", "/v1/chat/completions", time.monotonic())))
         self.task = asyncio.ensure_future(recordings.answer(asked, app, scope, self._receive, self._send, body))
@@ -134,6 +141,23 @@ async def test_a_stream_that_only_shows_signs_of_life_keeps_its_clients_deadline
     app.let.set()
     await patient.task
     assert patient.sent[-2]["body"] == DONE.encode()
+
+
+async def test_a_stream_that_shows_signs_of_life_outlives_a_gap_that_they_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when OpenAI's client is given up on in a stream that it would have read to its end."""
+    monkeypatch.setattr(deadline, "KEEP_ALIVE_SECONDS", 0.05)
+    recordings = Recordings(60)
+    rest = (body(b"data: all\n\n"), body(DONE.encode()), body(b"", more=False))
+    streamed, whole = App(STREAM, body(KEEP_ALIVE.encode()), *rest, first=2), App({**STREAM, "headers": []}, *rest)
+    header = b"x-stainless-read-timeout"
+    reader = Client(recordings, streamed, "a", patience="0.2", header=header)
+    waiter = Client(recordings, whole, "b", patience="0.2", header=header)
+    await asyncio.sleep(0.5)
+    for app in (streamed, whole):
+        app.let.set()
+    await asyncio.gather(reader.task, waiter.task)
+    assert reader.sent[-2]["body"] == DONE.encode()
+    assert b"deadline_exceeded" in waiter.sent[-2]["body"]
 
 
 async def test_what_is_too_old_is_forgotten() -> None:

@@ -119,6 +119,8 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     (keys,) = blocks("toml")
     hashes = iter([f"{number:064x}" for number in range(keys.count('"..."'))])
     (folder / "keys.toml").write_text(re.sub(r"\.\.\.", lambda _: next(hashes), keys))
+    for name in re.findall(r"--from-file=api-key=(\S+)", PAGE):
+        (folder / name).write_text("parley-key")
     made: dict[str, dict[str, str]] = {}
     for command in re.findall(r"^\$ (kubectl -n parley create secret .*?) \| kubectl apply -f -$", PAGE, re.M | re.S):
         secret = yaml.safe_load(subprocess.check_output(["bash", "-c", command], cwd=folder, text=True))
@@ -378,8 +380,13 @@ def test_the_service_reaches_nobody(overlay: str) -> None:
 
 def test_policies_allow_only_what_is_needed() -> None:
     """Fails when anyone but the client, the ingress and Prometheus may reach the service."""
-    policy = manifests("cpu")["NetworkPolicy", "parley"]["spec"]
-    assert len(policy["ingress"][0]["from"]) == len(["client", "ingress controller", "prometheus"])
+    (rule,) = manifests("cpu")["NetworkPolicy", "parley"]["spec"]["ingress"]
+    client = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "parley-client"}}}
+    namespaces = [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+        for name in ("ingress-nginx", "monitoring")
+    ]
+    assert rule == {"from": [client, *namespaces], "ports": [{"port": "http"}]}
 
 
 def test_streams_pass_the_ingress() -> None:

@@ -15,14 +15,17 @@ from parley.engine.launch import choose
 from parley.engine.model import ModelError, ModelFolder, resolve
 from parley.engine.runner import Job, Placement, Sampling, Step
 from parley.engine.runners import openvino
-from parley.engine.runners.openvino import (
+from parley.engine.runners.openvino import runner as runner_module
+from parley.engine.runners.openvino.cache import (
     BLOCK_TOKENS,
-    OpenVINORunner,
+    RESERVED_BYTES,
     block_bytes,
+    cache_memory,
     dimensions,
     kv_blocks,
-    precision,
 )
+from parley.engine.runners.openvino.precision import precision
+from parley.engine.runners.openvino.runner import OpenVINORunner
 from parley.settings import DEFAULT_SYSTEM_PROMPT
 from parley.tokenizer import Tokenizer
 from tests.conftest import POCKET
@@ -57,9 +60,14 @@ def prompts() -> list[list[int]]:
 
 def run(runner: OpenVINORunner, jobs: Sequence[Job]) -> dict[int, list[int]]:
     """All jobs together, to their ends."""
-    tokens: dict[int, list[int]] = {job.id: [] for job in jobs}
     for job in jobs:
         runner.add(job)
+    return finished(runner, jobs)
+
+
+def finished(runner: OpenVINORunner, jobs: Sequence[Job]) -> dict[int, list[int]]:
+    """What is still to come of jobs that were added, to their ends."""
+    tokens: dict[int, list[int]] = {job.id: [] for job in jobs}
     open_jobs = set(tokens)
     while open_jobs:
         for step in runner.step():
@@ -162,6 +170,87 @@ def test_r22_more_long_requests_than_the_cache_holds_all_end(folder: ModelFolder
     assert len(answers) == 64
 
 
+def conversations(prompts: list[list[int]], count: int, tokens: int, seed: int) -> list[list[int]]:
+    """Prompts of so many tokens that have nothing in common, as the cache sees it."""
+    rng = Random(seed)
+    return [[rng.choice(prompts)[0], *(rng.randrange(3, 2000) for _ in range(tokens - 1))] for _ in range(count)]
+
+
+def alone(folder: ModelFolder, jobs: Sequence[Job], max_batch: int) -> dict[int, list[int]]:
+    """What each job is answered when no other is there."""
+    apart = openvino.load(folder, Placement(max_batch=max_batch), "test")
+    return {job.id: run(apart, [job])[job.id] for job in jobs}
+
+
+def test_r22_next_turns_that_come_together_are_all_answered(folder: ModelFolder, prompts: list[list[int]]) -> None:
+    """Fails when prompts that hold cached beginnings and wait for more end one another's requests (R22)."""
+    busy = openvino.load(folder, Placement(max_batch=8), "test")
+    first = conversations(prompts, 8, 290, seed=1)
+    run(busy, [Job(number, prompt, Sampling(max_tokens=4)) for number, prompt in enumerate(first)])
+    more = conversations(prompts, 8, 40, seed=2)
+    jobs = [Job(100 + number, first[number] + more[number], Sampling(max_tokens=6)) for number in range(8)]
+    assert run(busy, jobs) == alone(folder, jobs, max_batch=8)
+
+
+def test_r22_a_long_conversation_and_its_next_turn(folder: ModelFolder, prompts: list[list[int]]) -> None:
+    """Fails when a cache for one conversation is held by the beginnings of two (R22)."""
+    busy = openvino.load(folder, Placement(max_batch=1), "test")
+    old, new = conversations(prompts, 2, 620, seed=3)
+    run(busy, [Job(1, old, Sampling(max_tokens=4))])
+    jobs = [
+        Job(2, new, Sampling(max_tokens=4)),
+        Job(3, old + new[:40], Sampling(max_tokens=4)),
+        Job(4, old[:30], Sampling(max_tokens=4)),
+    ]
+    assert run(busy, jobs) == alone(folder, jobs, max_batch=1)
+
+
+def test_r22_a_cancelled_answer_does_not_end_those_that_wait_for_its_blocks(
+    folder: ModelFolder, prompts: list[list[int]]
+) -> None:
+    """Fails when the step after a cancel, which finds its blocks not free yet, fails everybody else (R22)."""
+    busy = openvino.load(
+        folder, Placement(max_batch=4, cache_bytes=32 * block_bytes(dimensions(folder), "float32")), "test"
+    )
+    running, stalled = conversations(prompts, 2, 900, seed=4)
+    busy.add(Job(1, running, Sampling(max_tokens=100, temperature=5.0, seed=1)))
+    assert not any(step.finish for _ in range(4) for step in busy.step())
+    jobs = [Job(2, stalled, Sampling(max_tokens=5)), Job(3, running[:40][::-1], Sampling(max_tokens=5))]
+    for job in jobs:
+        busy.add(job)
+    assert {step.id for step in busy.step()} <= {1}
+    busy.cancel(1)
+    assert finished(busy, jobs) == alone(folder, jobs, max_batch=4)
+
+
+def test_r22_an_answer_that_was_given_up_goes_on_where_it_was(folder: ModelFolder, prompts: list[list[int]]) -> None:
+    """Fails when an answer that is made again says something twice, or draws other tokens than before (R22)."""
+    job = Job(7, prompts[0], Sampling(max_tokens=30, temperature=1.3, seed=11, logprobs=True))
+    expected = alone(folder, [job], max_batch=4)[7]
+    other = Job(7, prompts[0], Sampling(max_tokens=30, temperature=1.3, seed=12))
+    assert alone(folder, [other], max_batch=4)[7] != expected
+    loaded = openvino.load(folder, Placement(max_batch=4), "test")
+    loaded.add(job)
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    ended = False
+    for number in range(200):
+        if number == 6:
+            request = loaded._requests[7]
+            request.handle.cancel()
+            loaded._pipeline.step()
+            loaded._give_up(request)
+        for step in loaded.step():
+            tokens += step.tokens
+            logprobs += step.logprobs
+            ended = step.finish is not None
+        if ended:
+            break
+    assert ended
+    assert tokens == expected
+    assert len(logprobs) == len(tokens)
+
+
 def test_the_size_of_the_cache() -> None:
     """Fails when the cache has no room for the longest conversation, or takes more than it may or was told to."""
     size = block_bytes({"num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 256}, "float32")
@@ -170,8 +259,12 @@ def test_the_size_of_the_cache() -> None:
     assert cache_blocks(size, 32, 2, 2**40, None) == 32
     assert cache_blocks(size, 32, 32, 100 * size, None) == 100
     assert cache_blocks(size, 32, 32, 2**40, 500 * size) == 500
-    assert kv_blocks(size, 1024, Placement(), 100 * size) == 40
-    assert kv_blocks(size, 131_072, Placement(), 100 * size) == 40
+    assert kv_blocks(size, 1024, Placement(), 40 * size) == 40
+    assert kv_blocks(size, 131_072, Placement(), 40 * size) == 40
+    assert cache_memory(10 * 2**30, 2**30) == 4 * 2**30
+    assert cache_memory(4 * 2**30, 3 * 2**30 + 2**29) == RESERVED_BYTES
+    with pytest.raises(ModelError, match="leaves no memory"):
+        kv_blocks(size, 1024, Placement(), cache_memory(2**30, 2**30))
     gpt2 = {"n_layer": 6, "n_head": 4, "n_embd": 256, "n_positions": 512}
     assert block_bytes(dimensions(ModelFolder(POCKET, "gpt2", gpt2)), "float32") == size
 
@@ -181,7 +274,8 @@ def test_conversations_are_as_long_as_a_small_machine_can_keep_them(
 ) -> None:
     """Fails when the cache of a model of long context grows, as conversations end, until the engine is killed."""
     size = block_bytes(dimensions(folder), "float32")
-    monkeypatch.setattr(openvino, "memory_limit", lambda: 25 * size)
+    weights = (POCKET / "openvino" / "openvino_model.bin").stat().st_size
+    monkeypatch.setattr(runner_module, "memory_limit", lambda: RESERVED_BYTES + weights + 10 * size)
     loaded = openvino.load(folder, Placement(dtype="float32"), "test")
     assert loaded.info.context_length == 10 * BLOCK_TOKENS
     run(loaded, [Job(1, list(range(3, 203)), Sampling(max_tokens=100))])

@@ -196,8 +196,10 @@ def test_the_system_prompt_comes_first_unless_the_client_brings_one(chatml: Toke
     """Fails when the persona is lost, or put before a client's own system message."""
     ours = chatml.decode(builder(chatml, 500).build([Message("user", "hi")], None, None).ids)
     theirs = [Message("system", "Be loud."), Message("user", "hi")]
+    later = [Message("user", "hi"), Message("assistant", "hello"), *theirs]
     assert "Be brief." in ours
-    assert "Be brief." not in chatml.decode(builder(chatml, 500).build(theirs, None, None).ids)
+    for messages in (theirs, later):
+        assert "Be brief." not in chatml.decode(builder(chatml, 500).build(messages, None, None).ids)
 
 
 @pytest.mark.parametrize("template", [GEMMA, MISTRAL])
@@ -313,6 +315,16 @@ def test_words_do_not_pile_up_in_a_tokenizer_in_python(small: Tokenizer) -> None
     assert max(map(len, small._hf.cache)) <= 201
 
 
+def test_a_word_stays_where_another_thread_was_told_that_it_is(small: Tokenizer) -> None:
+    """Fails when a tokenizer's own `if word in cache: return cache[word]` raises, since a second long conversation
+    emptied the cache in between."""
+    small.encode("love")
+    assert "love" in small._hf.cache
+    for start in range(0, 15_000, 3_000):
+        small.encode(" ".join(f"w{number}" for number in range(start, start + 3_000)))
+    assert small._hf.cache["love"] == "love"
+
+
 def test_an_answer_that_is_cut_in_a_word_shows_no_sign_of_it(small: Tokenizer) -> None:
     """Fails when BlenderbotSmall's own sign for half a word comes out at the token limit."""
     i, love, gar, den = (small._hf.convert_tokens_to_ids(token) for token in ("i", "love", "gar@@", "den"))
@@ -420,6 +432,24 @@ def test_tokens_of_log_probabilities_keep_their_spaces() -> None:
     assert told == [b"a", b" b", b"a", b" ", b"\n"]
     assert b"".join(token or b"" for token in told).decode() == text
     assert [detokenizer.token_bytes(vocabulary[token]) for token in ("a", "▁a", "<0xC3>")] == [b"a", b" a", None]
+
+
+@pytest.mark.parametrize(
+    ("strips", "before", "text"), [(False, [], " "), (False, ["h"], "h "), (True, [], ""), (True, ["h"], "h ")]
+)
+def test_an_answer_that_is_cut_in_a_character_keeps_what_comes_before_it(
+    strips: bool, before: list[str], text: str
+) -> None:
+    """Fails when the space in a token that ends in an emoji's first bytes goes with them at the token limit."""
+    ((smile, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(" 😀")
+    pieces = [*pre_tokenizers.ByteLevel.alphabet(), smile[:3]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Backend(models.BPE(vocabulary, []))
+    steps = [decoders.ByteLevel(), *([decoders.Strip(" ", 1, 0)] if strips else [])]
+    backend.decoder = decoders.Sequence(steps)
+    detokenizer = StreamText(backend)
+    ids = [vocabulary[piece] for piece in [*before, smile[:3]]]
+    assert detokenizer.push(ids) + detokenizer.flush() == text
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from parley.engine.runners import seq2seq
 from parley.engine.runners.seq2seq import int8
 from parley.engine.runners.seq2seq.chain import Chain
 from parley.engine.runners.seq2seq.cohort import Answer, Cohort
+from parley.engine.runners.seq2seq.key_values import KeyValues
 from parley.engine.runners.seq2seq.rules import Rules
 from parley.engine.runners.seq2seq.runner import Seq2SeqRunner
 from tests.models_seq2seq import (
@@ -210,6 +211,19 @@ def test_beams_answer_in_one_piece_and_chains_token_by_token(blenderbot: Path, g
     assert sampled.steps >= len(sampled.tokens) > 1
 
 
+def test_a_limit_on_what_is_drawn_asks_for_drawing_and_no_limit_does_not(blenderbot: Path) -> None:
+    """Fails when the `top_p` of 1 that many clients always send turns beams into sampling, or a limit draws nothing."""
+    runner, job = load(blenderbot), Job(1, prompts(1, seed=2)[0], Sampling())
+
+    def answer(**asked: Any) -> list[int]:
+        return run(runner, [msgspec.structs.replace(job, sampling=Sampling(**asked))])[1].tokens
+
+    assert answer(top_p=1.0) == answer()
+    assert answer(top_k=50, seed=1) == answer(temperature=1.0, top_k=50, seed=1) != answer(top_k=50, seed=2)
+    assert answer(top_p=0.9, seed=1) == answer(temperature=1.0, top_p=0.9, seed=1) != answer(top_p=0.9, seed=2)
+    assert answer(temperature=0.0, top_p=0.5, top_k=9) == answer(temperature=0.0)
+
+
 def test_the_way_an_answer_ended(greedy_bart: Path, tmp_path: Path) -> None:
     """Fails when an answer that was cut is reported as complete, or the other way round."""
     cut = run(load(greedy_bart), [Job(1, prompts(1, seed=2)[0], Sampling(max_tokens=3))])[1]
@@ -308,6 +322,73 @@ def test_more_jobs_than_the_batch_holds(blenderbot: Path) -> None:
     while runner._active:
         outcomes.update({step.id: Outcome(step.tokens, step.finish) for step in runner.step()})
     assert outcomes[4].finish
+
+
+def test_r22_caches_keep_to_their_budget_and_change_no_answer(blenderbot: Path) -> None:
+    """R22. Fails when the largest crowd and the longest answer ever take memory for good, or a small budget lets all
+    join at once, loses an answer, or changes one."""
+    mixed = [Sampling(), Sampling(temperature=0.0), Sampling(max_tokens=9)]
+    jobs = [Job(i, prompt, mixed[i % 3]) for i, prompt in enumerate(prompts(12, seed=5))]
+    free = load(blenderbot)
+    expected = run(free, jobs)
+    crowd = free._memory
+    tight = load(blenderbot, cache_bytes=crowd // 3)
+    for job in jobs:
+        tight.add(job)
+    tokens: dict[int, list[int]] = defaultdict(list)
+    peak = most = 0
+    while tight._waiting or tight._active:
+        for step in tight.step():
+            tokens[step.id] += step.tokens
+        peak, most = max(peak, tight._memory), max(most, tight._active)
+    assert 1 < most < len(jobs)
+    assert tight._memory <= crowd // 3 < peak < crowd  # answers under way may outgrow it
+    assert tokens == {job.id: expected[job.id].tokens for job in jobs}
+    alone = load(blenderbot, cache_bytes=1)
+    assert run(alone, jobs[:2]) == {job.id: expected[job.id] for job in jobs[:2]}
+    assert alone._memory == 0
+
+
+def test_memory_is_given_back_between_two_steps_of_those_that_go_on(greedy_bart: Path) -> None:
+    """Fails when the keys of an answer go with the memory of one that has ended, or one that joins finds no place."""
+    jobs = [Job(i, prompt, Sampling(max_tokens=3 + 4 * (i % 7))) for i, prompt in enumerate(prompts(14, seed=5))]
+    expected = run(load(greedy_bart), jobs)
+    runner = load(greedy_bart)
+    tokens: dict[int, list[int]] = defaultdict(list)
+    waiting = list(jobs)
+    sizes = set()
+    while waiting or runner._active:
+        if waiting and runner._active < 8:
+            runner.add(waiting.pop(0))
+        for step in runner.step():
+            tokens[step.id] += step.tokens
+        for cohort in runner._cohorts.values():
+            with torch.inference_mode():
+                cohort.fit()
+        sizes.add(runner._memory)
+    assert tokens == {job.id: expected[job.id].tokens for job in jobs}
+    assert min(sizes) == 0 < len(sizes) - 3
+
+
+def test_r03_an_answer_without_memory_to_begin_fails_alone(blenderbot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3. Fails when memory that is not there raises out of `step`, or leaves half of an answer in the caches."""
+    jobs = [Job(i, prompt, Sampling()) for i, prompt in enumerate(prompts(6, seed=5))]
+    expected = run(load(blenderbot), jobs)
+    zeros = KeyValues._zeros
+    for refused in range(4):  # the first slots of both caches, and later ones
+        runner = load(blenderbot)
+        calls = iter(range(1000))
+
+        def short(store: KeyValues, slots: int, capacity: int) -> torch.Tensor:
+            if slots and next(calls) == refused:  # noqa: B023 - called in this round only
+                raise RuntimeError("out of memory")
+            return zeros(store, slots, capacity)
+
+        monkeypatch.setattr(KeyValues, "_zeros", short)
+        outcomes = run(runner, jobs)
+        failed = [i for i, outcome in outcomes.items() if outcome.error]
+        assert len(failed) == 1
+        assert all(outcomes[job.id] == expected[job.id] for job in jobs if job.id not in failed)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import hashlib
 import shutil
+import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from parley.api.exposure import exposure_fault, is_private, listening_address
+from parley.api.exposure import exposure_fault, is_exposed, is_private, listening_address
 from parley.api.keys import load_keys
 from parley.api.listener import listener
 from parley.contract.limits import Limits
@@ -61,7 +63,7 @@ MISNAMED = [
     ("PARLEY_LIMIT_MESAGES", "PARLEY_LIMIT_MESSAGES"),
     ("PARLEY_LIMITS", "PARLEY_LIMIT_N"),
     ("PARLEY_KEY_FILE", "PARLEY_KEYS_FILE"),
-    ("PARLEY_max_batch", "PARLEY_MAX_BATCH"),
+    ("PARLEY_max_batch", None),
 ]
 
 
@@ -74,6 +76,13 @@ def test_r17_a_bad_value_is_named(name: str, value: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["PARLEY_CACHE", "PARLEY_KEYS_FILE", "PARLEY_MODEL"])
+def test_r17_a_home_that_there_is_none_of_is_told(name: str) -> None:
+    """Fails when the folder of a user who does not exist gives a traceback (R17)."""
+    with pytest.raises(SettingsError, match=f"^{name}=~nosuch/x: .*there is no home directory for ~nosuch$"):
+        Settings.from_env({name: "~nosuch/x"})
+
+
 def test_r17_a_bad_value_of_two_lines_is_told_in_one() -> None:
     """Fails when a value that was read from a file with its line break makes two lines of the message (R17)."""
     with pytest.raises(SettingsError) as caught:
@@ -83,12 +92,11 @@ def test_r17_a_bad_value_of_two_lines_is_told_in_one() -> None:
 
 
 @pytest.mark.parametrize(("name", "meant"), MISNAMED)
-def test_r17_a_misspelt_name_is_told(name: str, meant: str) -> None:
+def test_r17_a_misspelt_name_is_told(name: str, meant: str | None) -> None:
     """Fails when a setting with a typing error does nothing, and nobody is told (R17)."""
-    with pytest.raises(SettingsError, match="is not a setting") as caught:
+    with pytest.raises(SettingsError) as caught:
         Settings.from_env({name: "1"})
-    assert name in str(caught.value)
-    assert name == "PARLEY_max_batch" or meant[:12] in str(caught.value)
+    assert str(caught.value) == f"{name} is not a setting" + (f"; did you mean {meant}?" if meant else "")
 
 
 def test_every_setting_and_limit_is_read() -> None:
@@ -114,8 +122,14 @@ def test_every_setting_and_limit_is_read() -> None:
         (f'[[keys]]\nname = "a b"\nsha256 = "{HASH}"', "keys[0].name: String should match"),
         (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\nrequests = 1', "keys[0].requests: Extra inputs"),
         (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\ntokens_per_minute = 0', "keys[0].tokens_per_minute"),
-        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "b"\nsha256 = "{HASH}"', "the same sha256"),
-        (f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"', "the same name"),
+        (
+            f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "b"\nsha256 = "{HASH}"',
+            "two keys have the same sha256",
+        ),
+        (
+            f'[[keys]]\nname = "a"\nsha256 = "{HASH}"\n[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"',
+            "two keys have the same name",
+        ),
     ],
 )
 def test_r17_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str, fault: str) -> None:
@@ -124,7 +138,7 @@ def test_r17_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
         load_keys(path)
-    assert str(caught.value).startswith(f"PARLEY_KEYS_FILE={path}: {fault}") or fault in str(caught.value)
+    assert str(caught.value).startswith(f"PARLEY_KEYS_FILE={path}: {fault}")
     assert HASH not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -139,7 +153,10 @@ def test_r17_a_bad_key_file_is_told_without_its_hashes(tmp_path: Path, text: str
 def test_r13_only_loopback_is_private(address: str, private: bool) -> None:
     """Fails when a service on a network takes itself for one on a desk (R13)."""
     assert is_private(address) == private
+    assert is_exposed(address, open_to_all=True) != private
+    assert not is_exposed(address, open_to_all=False)
     assert bool(exposure_fault(address, open_to_all=True, allowed=False)) != private
+    assert exposure_fault(address, open_to_all=True, allowed=True) == ""
     assert exposure_fault(address, open_to_all=False, allowed=False) == ""
 
 
@@ -180,3 +197,21 @@ def test_r17_a_real_start_ends_with_one_line(name: str, value: str, tmp_path: Pa
         (line,) = [line for line in served.log().splitlines() if line.startswith("parley: ")]
     assert value.rsplit("/", 1)[-1] in line
     assert "Traceback" not in line
+
+
+def test_a_start_that_downloads_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Fails when the first process of a container, to which Linux hands only what it handles, downloads on."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(60)
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        environment = {
+            "PARLEY_MODEL": "owner/name",
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "0",
+        }
+        with serve(environment, ready=False) as served:
+            asked, _ = hub.accept()
+            with asked:
+                served.process.terminate()
+                assert served.process.wait(20) == 128 + signal.SIGTERM

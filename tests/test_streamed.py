@@ -10,7 +10,7 @@ from starlette.types import Message
 from parley.api import streamed as module
 from parley.api.streamed import Streamed, streamed
 from parley.contract.errors import ErrorCode, ParleyError
-from parley.engine.engine import Delta, Event, EventSource, Generated
+from parley.engine.engine import Delta, Event, EventSource, Failure, Generated
 from parley.prompt import Prompt
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
@@ -37,6 +37,22 @@ class Source:
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         yield Delta(0, "hello", 1)
+
+
+class SlowToBegin(Source):
+    """Answers whose engine shows that it lives, and then says this."""
+
+    def __init__(self, *events: Event, signs: int = 10) -> None:
+        super().__init__()
+        self._said = events
+        self._signs = signs
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        for _ in range(self._signs):
+            yield Delta(0, "", 0)
+            await asyncio.sleep(0.01)
+        for event in self._said:
+            yield event
 
 
 class OneFrame:
@@ -148,3 +164,24 @@ async def test_a_refusal_before_the_response_is_a_status(error: ParleyError | No
         await streamed(source.answers(), deadline() + 0.05, connected, OneFrame)
     assert caught.value.code is (error.code if error else ErrorCode.DEADLINE_EXCEEDED)
     assert not source.open
+
+
+async def test_a_sign_of_life_of_the_engine_is_not_the_first_event() -> None:
+    """Fails when an engine that thinks for ten seconds costs a client its deadline, or a refusal its status."""
+    quiet = SlowToBegin(signs=1000)
+    with pytest.raises(ParleyError) as late:
+        await streamed(quiet.answers(), asyncio.get_running_loop().time() + 0.05, connected, OneFrame)
+    failing = SlowToBegin(Failure(0, ErrorCode.UPSTREAM_ERROR, "The upstream broke."))
+    with pytest.raises(ParleyError) as failed:
+        await streamed(failing.answers(), None, connected, OneFrame)
+    assert [late.value.code, failed.value.code] == [ErrorCode.DEADLINE_EXCEEDED, ErrorCode.UPSTREAM_ERROR]
+    assert [quiet.open, failing.open] == [False, False]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_engine_that_only_shows_that_it_lives_keeps_the_reader_waiting_visibly() -> None:
+    """Fails when signs of life of the engine take the place of those for the reader, whose proxy then gives up."""
+    slow = SlowToBegin(Delta(0, "hello", 1))
+    pieces = await body(await streamed(slow.answers(), None, connected, OneFrame))
+    assert pieces[:2] == [": keep-alive\n\n"] * 2
+    assert pieces[-1] == "data: hello\n\n"

@@ -94,6 +94,8 @@ def test_tokens_that_were_seen_stay_counted() -> None:
     assert (observed.tokens, gaps) == (3, [2])
     observed.see(Finish(0, "", "stop", 7, 5, None))
     assert (observed.tokens, observed.prompt_tokens, gaps) == (5, 7, [2, 2])
+    observed.see(Finish(0, "", "stop", None, None, None))
+    assert (observed.tokens, observed.prompt_tokens, gaps) == (5, None, [2, 2])
 
 
 def test_who_waits_is_told_apart_from_who_runs(narrow_service: Served) -> None:

@@ -20,7 +20,7 @@ from opentelemetry.trace import StatusCode
 
 from parley.telemetry import exporter
 from parley.telemetry.exporter import ExporterError, create_exporter, exporter_is_set
-from parley.telemetry.record import Head, Record
+from parley.telemetry.record import AnswerRecord, Head, Record
 from parley.telemetry.traces import Spans
 from tests.conftest import ROOT, free_port, serve
 from tests.scrape import scrape, total
@@ -172,6 +172,39 @@ def test_a_protocol_that_cannot_be_had_is_told_in_one_line() -> None:
     """Fails when traces are silently lost because the exporter speaks another protocol than the collector."""
     with pytest.raises(ExporterError, match="OTEL_EXPORTER_OTLP_PROTOCOL=grpc: only http/protobuf"):
         exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OTEL_METRICS_EXPORTER", "prometheus", "OTEL_METRICS_EXPORTER=prometheus: otlp and none are supported"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "256", "OTEL_* variables: max_export_batch_size must be"),
+    ],
+)
+def test_what_the_exporter_cannot_do_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    """Fails when a service with a variable that is wrong starts over and over, or exports otherwise than it is told."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ExporterError) as error:
+        create_exporter({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", name: value})
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "route"), [("OTEL_METRICS_EXPORTER", "/v1/metrics"), ("OTEL_TRACES_EXPORTER", "/v1/traces")]
+)
+def test_a_collector_may_take_one_kind_alone(monkeypatch: pytest.MonkeyPatch, left_out: str, route: str) -> None:
+    """Fails when a backend for traces is sent metrics, and every export of them is an error in the log."""
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        sending = create_exporter({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, left_out: "none"})
+        assert sending is not None
+        answer = AnswerRecord("echo", 0.0, 0.1, 0.2, 0.3, 1, None, 2, "stop")
+        sending(Record(Head("id", "POST", "/chat", 0.0), 1.0, 200, None, None, (answer,)))
+        sending.close()
+    taken = {taken for taken, _ in collector.bodies}
+    assert taken == {"/v1/metrics", "/v1/traces"} - {route}
 
 
 def test_a_missing_exporter_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

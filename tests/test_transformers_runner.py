@@ -301,6 +301,20 @@ def test_temperature_zero_and_do_sample_are_obeyed(tmp_path: Path) -> None:
     assert run(runner, [Job(1, text, Sampling(max_tokens=24, temperature=1e-9))])[1].tokens == greedy
 
 
+def test_a_limit_on_what_is_drawn_asks_for_drawing_and_no_limit_does_not(tmp_path: Path) -> None:
+    """Fails when a greedy model drops a `top_p` or a `top_k` without a word, or samples for a `top_p` of 1."""
+    (text,) = prompts(30)
+    runner = transformers.load(folder_of(build_llama(tmp_path / "model", do_sample=False)), FLOAT32, "a test")
+
+    def answer(**asked: Any) -> list[int]:
+        return run(runner, [Job(1, text, Sampling(max_tokens=24, **asked))])[1].tokens
+
+    assert answer(top_p=1.0, seed=1) == answer()
+    assert answer(top_k=50, seed=1) == answer(temperature=1.0, top_k=50, seed=1) != answer(top_k=50, seed=2)
+    assert answer(top_p=0.9, seed=1) == answer(temperature=1.0, top_p=0.9, seed=1) != answer(top_p=0.9, seed=2)
+    assert answer(temperature=0.0, top_p=0.5, top_k=9) == answer()
+
+
 def test_any_of_several_end_tokens_ends_the_answer_unseen(tmp_path: Path, llama: ModelFolder) -> None:
     """Fails when an end token reaches the text, or only the first of a list counts."""
     (text,) = prompts(30)
@@ -401,6 +415,59 @@ def test_r22_a_cache_too_small_for_all_serves_all(llama: ModelFolder, monkeypatc
     for i in (0, 7, 15):
         assert ended[i].tokens == generate(llama, texts[i], max_new_tokens=40, do_sample=False)
     assert free_cache(runner) == 1
+
+
+def crowded(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> tuple[TransformersRunner, list[Job], int]:
+    """A runner with a full cache, three jobs that are under way there, and which of them was pushed out and waits."""
+    monkeypatch.setattr(hardware, "cache_bytes", lambda device: 700 * 2 * 2 * 2 * 12 * 4)
+    runner = transformers.load(folder, FLOAT32, "a test")
+    long = Sampling(max_tokens=100, temperature=0)
+    jobs = [Job(i, text, long) for i, text in enumerate(prompts(190, 200, 210))]
+    for job in jobs:
+        runner.add(job)
+    scheduler = runner._batch._scheduler
+    for _ in range(100):
+        assert not any(step.finish for step in runner.step())
+        if scheduler.block_new_requests:
+            (pushed_out,) = scheduler.waiting_requests
+            return runner, jobs, int(pushed_out)
+    raise AssertionError("the cache never was full")
+
+
+def test_who_was_pushed_out_comes_back_when_the_others_are_cancelled(
+    llama: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when a full cache whose answers all end by stop strings or cancels leaves every later job waiting for
+    ever."""
+    runner, jobs, waiting = crowded(llama, monkeypatch)
+    for job in jobs:
+        if job.id != waiting:
+            runner.cancel(job.id)
+    runner.add(Job(9, jobs[0].prompt[:30], GREEDY))
+    ended = [step.id for _ in range(200) for step in runner.step() if step.finish]
+    assert sorted(ended) == [waiting, 9]
+
+
+def test_r03_a_pass_that_fails_while_the_cache_is_full_is_searched_to_its_end(
+    llama: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3. Fails when the search for the request that raised waits for ever for a scheduler that lets nobody in."""
+    runner, jobs, _ = crowded(llama, monkeypatch)
+    raised: list[int] = []
+
+    def refuse(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        if not raised:
+            raised.append(1)
+            raise RuntimeError("once")
+
+    runner._model.get_input_embeddings().register_forward_pre_hook(refuse)
+    prepare, calls = runner._batch._processor.prepare_next_batch, iter(range(1000))
+    monkeypatch.setattr(runner._batch._processor, "prepare_next_batch", lambda: next(calls) >= 0 and prepare())
+    ended: dict[int, Step] = {}
+    while len(ended) < len(jobs):
+        ended |= {step.id: step for step in runner.step() if step.finish or step.error}
+    assert raised
+    assert {step.error for step in ended.values()} == {None}
 
 
 def test_the_detokenizer_gives_the_text_back(runner: TransformersRunner) -> None:

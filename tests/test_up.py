@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from parley.up import Interruption, Program, stop, wait_until_ready
+from parley.up import Interruption, Program, service, stop, wait_until_ready
 from tests.conftest import ROOT, clean_environment, command_line, descendants, free_port
 
 
@@ -141,3 +141,22 @@ def test_a_taken_port_is_one_line(what: str) -> None:
     variable = "PORT" if what == "service" else "UI_PORT"
     assert done.returncode == 1
     assert done.stderr == f"parley: port {port} is taken; choose another for the {what} with {variable}=...\n"
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_is_none_is_one_line(port: str) -> None:
+    """Fails when a mistyped port gives a traceback."""
+    command = [sys.executable, "-m", "parley.up", "service", f"--port={port}"]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment({}), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"parley: port {port} cannot be used (")
+    assert line.endswith("choose another for the service with PORT=...")
+
+
+def test_a_stop_waits_as_long_as_answers_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a longer PARLEY_DRAIN_GRACE is cut short by what started the service."""
+    monkeypatch.setenv("PARLEY_DRAIN_GRACE", "120")
+    assert service(1).grace == 120
+    monkeypatch.setenv("PARLEY_DRAIN_GRACE", "long")
+    assert service(1).grace == 0

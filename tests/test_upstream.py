@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from parley.engine.upstream.patience import Patience
 from parley.engine.upstream.transport import Address
 from tests.conftest import Served, free_port, serve
 from tests.events import all_events
-from tests.faulty import DONE, KEY, WHOLE, event, forever, raw, silence, text, told
+from tests.faulty import DONE, ENDED, KEY, USAGE, WHOLE, event, forever, raw, silence, text, told
 from tests.scripted import STREAM_HEAD, Say, Script, answers, chat_service, chunked, scripted, streams
 
 QUICK = Patience(connect=1.0, first_byte=0.5, silence=0.5, total=5.0, first_pause=0.01)
@@ -323,13 +324,57 @@ async def test_a_refused_key_and_a_missing_list_fail_the_start() -> None:
             assert engine.health().state is State.READY
 
 
-async def test_an_upstream_without_counts_gives_an_answer_without_them() -> None:
-    """Fails when tokens that nobody counted are made up, or their absence loses the answer."""
-    with scripted(chat_service(streams(text("hi", "stop") + DONE))) as server:
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}])
+async def test_an_upstream_without_counts_gives_an_answer_without_them(usage: dict[str, Any] | None) -> None:
+    """Fails when tokens that nobody counted are made up, or their absence loses the answer.
+
+    That nobody counted is None and not 0: a client that is told 0 tokens takes the answer for free.
+    """
+    told = text("hi", "stop") + event({"choices": [], "usage": usage}) + DONE
+    with scripted(chat_service(streams(told))) as server:
         async with connected(server.url) as engine:
             finish = (await answer(engine))[-1]
     assert isinstance(finish, Finish)
-    assert (finish.prompt_tokens, finish.completion_tokens, finish.usage) == (0, 0, {})
+    assert (finish.prompt_tokens, finish.completion_tokens) == (None, None)
+
+
+async def test_an_answer_with_its_reason_is_whole_without_an_end_of_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a server that neither says `[DONE]` nor closes loses every answer, whole as it is."""
+    monkeypatch.setattr(upstream_engine, "USAGE_SECONDS", 0.1)
+    open_ended = raw(STREAM_HEAD, chunked(text("all of it", "stop")), chunked(ENDED), then=silence)
+    with scripted(chat_service(open_ended)) as server:
+        async with connected(server.url) as engine:
+            events = await answer(engine)
+    finish = events[-1]
+    assert isinstance(finish, Finish), finish
+    assert (text_of(events), finish.reason, finish.usage) == ("all of it", "stop", USAGE)
+
+
+THOUGHT = event({"choices": [{"delta": {"role": "assistant", "content": "", "reasoning_content": "hm"}}]})
+
+
+def thinks(times: int, pause: float) -> Script:
+    """A script for an answer after so many thoughts."""
+
+    def script(_: bytes, say: Say) -> None:
+        say(STREAM_HEAD)
+        for _ in range(times):
+            say(chunked(THOUGHT))
+            time.sleep(pause)
+        say(chunked(WHOLE) + b"0\r\n\r\n")
+
+    return script
+
+
+async def test_thoughts_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when each thought is a keep-alive, of which some clients allow few, or a long thinking gives none."""
+    for nudge, pause, signs in ((10.0, 0.001, range(1)), (0.1, 0.01, range(1, 40))):
+        monkeypatch.setattr(upstream_engine, "NUDGE_SECONDS", nudge)
+        with scripted(chat_service(thinks(80, pause))) as server:
+            async with connected(server.url) as engine:
+                events = await answer(engine)
+        assert text_of(events) == "all of it"
+        assert sum(isinstance(event, Delta) and not event.tokens for event in events) in signs
 
 
 async def test_usage_is_passed_on_no_deeper_than_it_needs() -> None:

@@ -13,6 +13,7 @@ import requests
 
 from tests.conftest import Served, serve
 from tests.faulty import COST, KEY, MODES, Faulty
+from tests.scrape import scrape, total
 from tests.scripted import scripted
 
 SECRET = "the planted prompt"
@@ -84,6 +85,9 @@ def outcomes(front: Served, faulty: Faulty) -> dict[str, Outcome]:
         "carriage-returns",
         "byte-by-byte",
         "no-done",
+        "no-end",
+        "drip-after-end",
+        "uncounted",
         "comments",
         "busy-once",
         "reset-once",
@@ -109,9 +113,9 @@ def test_r14_an_answer_is_whole_however_it_comes(outcomes: dict[str, Outcome], m
         ("too-long-in-words", 400, "context_length_exceeded", 1),
         ("unsupported", 400, "unsupported_parameter", 1),
         ("unprocessable", 400, "invalid_value", 1),
-        ("unauthorized", 502, "upstream_error", 1),
-        ("forbidden", 502, "upstream_error", 1),
-        ("not-found", 502, "upstream_error", 1),
+        ("unauthorized", 502, "upstream_refused", 1),
+        ("forbidden", 502, "upstream_refused", 1),
+        ("not-found", 502, "upstream_refused", 1),
         ("request-timeout", 504, "deadline_exceeded", 3),
         ("busy", 429, "rate_limit_exceeded", 3),
         ("busy-for-long", 429, "rate_limit_exceeded", 1),
@@ -161,7 +165,7 @@ def test_r14_a_fault_before_the_first_byte_is_a_status(
         ("deep", "upstream_error"),
         ("nan", "upstream_error"),
         ("negative-usage", "upstream_error"),
-        ("filtered", "upstream_error"),
+        ("filtered", "upstream_refused"),
         ("key-in-text", "upstream_error"),
         ("endless-line", "upstream_error"),
         ("silent-in-answer", "deadline_exceeded"),
@@ -201,6 +205,29 @@ def test_a_wait_is_passed_on_and_the_field_at_fault_named(outcomes: dict[str, Ou
     assert "'retry-after': '30'" in outcomes["busy-for-long"].headers.lower()
     assert outcomes["unsupported"].error["param"] == "temperature"
     assert outcomes["bad-request"].error["param"] is None
+
+
+def test_what_stays_wrong_at_the_upstream_asks_for_no_retry(front: Served) -> None:
+    """Fails when SDKs ask three times for what a wrong key, a wrong model or a filter will refuse again."""
+    for mode in ("unauthorized", "forbidden", "not-found", "filtered"):
+        refused = ask(front, mode, stream=False)
+        assert (refused.status_code, refused.headers.get("x-should-retry")) == (502, "false"), mode
+    assert "x-should-retry" not in ask(front, "cut", stream=False).headers
+
+
+def test_what_nobody_counted_is_told_by_nobody(front: Served) -> None:
+    """Fails when a client of an upstream that does not count is told that its answer took no tokens."""
+    before = scrape(front)
+    assert ask(front, "uncounted", stream=False).json()["usage"] is None
+    assert ask(front, "uncounted", stream=False, n=2).json()["usage"] is None
+    streamed = ask(front, "uncounted", stream_options={"include_usage": True}).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
+    assert all(chunk["choices"] for chunk in chunks)
+    history = {"history": [{"role": "user", "content": "uncounted mode"}]}
+    assert requests.post(f"{front.url}/chat", json=history, timeout=30).json()["token_usage"] is None
+    name = "vllm:request_prompt_tokens_count"
+    assert total(scrape(front), name) == total(before, name)
 
 
 @pytest.mark.parametrize("stream", [False, True])

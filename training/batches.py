@@ -29,7 +29,7 @@ class Batches(IterableDataset[Batch]):
         return _batches(*self._made_of)
 
     def ahead(self) -> Iterator[Batch]:
-        """The batches, as many made ahead as one shuffled lot of conversations takes."""
+        """The batches, up to a hundred of them made ahead."""
         return iter(DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=100))
 
 

@@ -22,7 +22,7 @@ class Plan:
     """How to train. The rate falls to nothing as `minutes` or `tokens`, whichever is used up first, run out."""
 
     minutes: float = 170.0
-    tokens: int = 68_000_000
+    tokens: int = 86_000_000
     batch_tokens: int = 4096
     warmup_tokens: int = 250_000
     matrix_rate: float = 0.02

@@ -14,7 +14,7 @@ TOO_LONG = "The answer had not begun within this service's time limit for answer
 
 
 class Timed:
-    """One answer's events, their `id` replaced by its index, until a moment of the event loop's time.
+    """One answer's events, numbered by its index, cut off at a given event-loop time.
 
     At that moment a text that has begun ends with the reason `length`, and one that has not ends with a failure;
     closing it cancels the engine's work on it. One timer serves all waits, as `asyncio.timeout` costs twelve
@@ -81,11 +81,11 @@ async def one_stream(answers: Sequence[EventSource]) -> AsyncIterator[EventSourc
     if len(answers) == 1:
         yield answers[0]
     else:
-        async with aclosing(Generated(merged(answers))) as events:
+        async with aclosing(Generated(interleaved(answers))) as events:
             yield events
 
 
-async def merged(answers: Sequence[EventSource]) -> AsyncGenerator[Event, None]:
+async def interleaved(answers: Sequence[EventSource]) -> AsyncGenerator[Event, None]:
     """The events of several answers as they come; it ends when all have ended, or with the first that fails."""
     queue: asyncio.Queue[Event] = asyncio.Queue(len(answers))
     tasks = [asyncio.create_task(_pump(answer, index, queue)) for index, answer in enumerate(answers)]

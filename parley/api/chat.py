@@ -3,10 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -15,11 +15,12 @@ from parley.api.answers import Timed, one_stream
 from parley.api.deadline import kept
 from parley.api.keys import Key
 from parley.api.observed import Observed
+from parley.api.terms import PLAIN, Terms
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import ContextPolicy
 from parley.engine.engine import Delta, Engine, EventSource, Failure, Finish, TokenLogprob
-from parley.engine.runner import ModelInfo, Sampling
+from parley.engine.runner import EVERY_TOKEN, ModelInfo, Sampling
 from parley.prompt import Builder, Prompt
 from parley.telemetry.record import current
 
@@ -27,21 +28,6 @@ BRIEF_CHARS = 10_000
 """Conversations up to this length are tokenized on the event loop: it takes a millisecond or two."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On what terms a request is answered, beside its messages and its sampling."""
-
-    answers: int = 1
-    policy: ContextPolicy | None = None
-    deadline: float | None = None
-    """The moment, in the event loop's time, at which its client gives up."""
-    key: Key | None = None
-
-
-PLAIN = Terms()
-"""One answer, for whoever waits however long."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,7 @@ class Chat:
         Raises:
             ParleyError: whatever refuses the request before the engine starts on it.
         """
-        refuse_unhonoured(sampling, self.info)
+        sampling = honoured(sampling, self.info)
         with charged(terms.key, terms.answers) as spent:
             async with self._place(terms) as place:
                 prompt, bounded = await self._prepare(messages, sampling, terms.policy)
@@ -143,7 +129,7 @@ class Chat:
                             yield prompt, events
                     finally:
                         observed = [answer.observed for answer in answers]
-                        spent.append(max(answer.prompt_tokens for answer in observed))
+                        spent.append(max(answer.prompt_tokens or 0 for answer in observed))
                         for answer in observed:
                             answer.close(self.served, place)
                             spent.append(answer.tokens)
@@ -161,13 +147,13 @@ class Chat:
             return True
 
         async with kept(terms.deadline), self.answer(messages, sampling, terms) as (prompt, events):
-            left = terms.answers
-            while left:
+            under_way = terms.answers
+            while under_way:
                 event = await events.next(take)
                 if isinstance(event, Failure):
                     raise event.error()
                 take(event)
-                left -= isinstance(event, Finish)
+                under_way -= isinstance(event, Finish)
         return Completion([Answer.of(part) for part in parts], prompt)
 
     @asynccontextmanager
@@ -191,7 +177,7 @@ class Chat:
             answers = []
             for index in range(count):
                 events = self.engine.generate(prompt.content, seeded(sampling, index))
-                answer = Timed(events, index, ends, Observed(current(), len(prompt.ids)))
+                answer = Timed(events, index, ends, Observed(current(), prompt.tokens))
                 answers.append(await stack.enter_async_context(aclosing(answer)))
             yield answers
 
@@ -230,8 +216,20 @@ def charged(key: Key | None, answers: int) -> Iterator[list[int]]:
         key.end(answers, sum(spent), time.monotonic())
 
 
-def refuse_unhonoured(sampling: Sampling, info: ModelInfo) -> None:
-    """Refuses a parameter that the engine would not honour, by its name."""
+NEUTRAL = {"top_k": EVERY_TOKEN, "repetition_penalty": 1.0}
+"""What clients write out that want nothing. An engine that knows the parameter is still told: its model's generation
+config may say otherwise."""
+
+
+def honoured(sampling: Sampling, info: ModelInfo) -> Sampling:
+    """What the engine is to be told: all that is asked for, but for what is neutral and unknown to it.
+
+    Raises:
+        ParleyError: `UNSUPPORTED_PARAMETER` for what the engine would not honour, by its name; `INVALID_VALUE` for a
+            token that the model does not have.
+    """
+    idle = [name for name, value in NEUTRAL.items() if getattr(sampling, name) == value and name not in info.parameters]
+    sampling = replace(sampling, **dict.fromkeys(idle)) if idle else sampling
     for field in sampling.__struct_fields__:
         if getattr(sampling, field) not in (None, (), {}) and field not in info.parameters:
             raise ParleyError(
@@ -240,35 +238,4 @@ def refuse_unhonoured(sampling: Sampling, info: ModelInfo) -> None:
     if sampling.logit_bias and info.vocabulary is not None and max(sampling.logit_bias) >= info.vocabulary:
         message = f"logit_bias: this model's token ids end before {info.vocabulary}"
         raise ParleyError(ErrorCode.INVALID_VALUE, message, "logit_bias")
-
-
-async def unless_disconnected(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`, and cancels it when the client closes the connection.
-
-    Args:
-        receive: the request's ASGI `receive`, its body already read.
-        work: what makes the answer.
-
-    Raises:
-        ParleyError: `CLIENT_CLOSED_REQUEST` when the client left first; whatever `work` raises.
-    """
-    working, leaving = asyncio.create_task(work), asyncio.create_task(left(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ParleyError(ErrorCode.CLIENT_CLOSED_REQUEST, "The client left.")
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def left(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Waits until the client has left.
-
-    Args:
-        receive: the request's ASGI `receive`, its body already read.
-    """
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    return sampling

@@ -5,14 +5,15 @@ import uuid
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
-from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive
 
-from parley.api.chat import Answer, Chat, Completion, Terms, unless_disconnected
+from parley.api.chat import Answer, Chat, Completion
+from parley.api.disconnect import unless_disconnected
 from parley.api.sse import DONE, KEEP_ALIVE, Chunks, error_frame
 from parley.api.streamed import Streamed, streamed
-from parley.api.terms import dropped, terms_of
+from parley.api.terms import Terms, dropped, terms_of
+from parley.api.usage import combined, usage
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import (
     ChatCompletion,
@@ -22,18 +23,16 @@ from parley.contract.openai import (
     CompletionMessage,
     Model,
     ModelList,
-    PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
-    Usage,
 )
 from parley.engine import engine
 from parley.engine.engine import Delta, Event, Failure, Finish
-from parley.engine.runner import Sampling
+from parley.engine.runner import EVERY_TOKEN, Sampling
 from parley.prompt import Passage, Prompt
 
 SERVED_BY_US = ["n", "stream"]
-"""Parameters that every engine's models honour, because not the engine does."""
+"""Parameters that this API honours itself, whatever the engine."""
 COUNTED_BY_US = ["context_policy"]
 """Those that are honoured where prompts are made here, and not at an upstream."""
 
@@ -51,7 +50,7 @@ def router(created: int) -> APIRouter:
         """A chat completion; with `stream` as server-sent events."""
         chat = chat_of(request)
         refuse_unknown_model(body.model, chat)
-        terms = terms_of(request, body.n or 1, body.context_policy)
+        terms = terms_of(request, body.n or 1, body.context_policy, body.stream)
         if body.stream:
             return await stream(chat, body, terms, request.receive)
         messages = [message.message() for message in body.messages]
@@ -87,7 +86,7 @@ def sampling(body: ChatCompletionRequest) -> Sampling:
         max_tokens=body.token_limit(),
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=EVERY_TOKEN if body.top_k in (0, -1) else body.top_k,
         seed=body.seed,
         repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty or None,
@@ -187,41 +186,8 @@ class CompletionFrames:
         return self._chunks.last(event, told(event.logprobs)) + (self._end() if self.over else "")
 
     def _end(self) -> str:
-        if not self._include_usage:
-            return DONE
-        return self._chunks.usage(usage(combined(self._finishes), self._prompt)) + DONE
-
-
-def combined(finishes: Sequence[Finish]) -> Finish:
-    """The counts of several answers to one prompt, which counts once."""
-    if len(finishes) == 1:
-        return finishes[0]
-    tokens = sum(finish.completion_tokens for finish in finishes)
-    cached = max((finish.cached_tokens for finish in finishes if finish.cached_tokens is not None), default=None)
-    return replace(finishes[0], completion_tokens=tokens, cached_tokens=cached, usage=summed(finishes))
-
-
-def summed(finishes: Sequence[Finish]) -> dict[str, float]:
-    """What an upstream told beside its counts, for several answers together: amounts, such as the cost."""
-    amounts = [(name, value) for finish in finishes for name, value in finish.usage.items() if type(value) is float]
-    return {name: sum(value for other, value in amounts if other == name) for name, _ in amounts}
-
-
-def usage(finish: Finish, prompt: Prompt) -> Usage:
-    """Tokens as the engine counted them, with what else an upstream told."""
-    details = {
-        **(finish.usage.get("prompt_tokens_details") or {}),
-        "cached_tokens": finish.cached_tokens,
-        "dropped_messages": prompt.dropped_messages,
-        "dropped_tokens": prompt.dropped_tokens,
-    }
-    counts = {
-        "prompt_tokens": finish.prompt_tokens,
-        "completion_tokens": finish.completion_tokens,
-        "total_tokens": finish.prompt_tokens + finish.completion_tokens,
-        "prompt_tokens_details": PromptTokensDetails.model_validate(details),
-    }
-    return Usage.model_validate({**finish.usage, **counts})
+        counted = usage(combined(self._finishes), self._prompt) if self._include_usage else None
+        return (self._chunks.usage(counted) if counted else "") + DONE
 
 
 def refuse_unknown_model(model: str | None, chat: Chat) -> None:
@@ -231,7 +197,7 @@ def refuse_unknown_model(model: str | None, chat: Chat) -> None:
 
 
 def unknown_model(chat: Chat) -> ParleyError:
-    """What is told who asks for a model that is not served here."""
+    """The error for a request that names another model."""
     return ParleyError(ErrorCode.MODEL_NOT_FOUND, f"This model is not served here; {chat.served} is.", "model")
 
 

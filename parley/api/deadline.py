@@ -6,20 +6,40 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from parley.api.sse import KEEP_ALIVE_SECONDS
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.telemetry.record import current
 
 OURS = "x-request-timeout"
 """Seconds that the client waits for its answer, or for the first piece of a streamed one."""
 
 OPENAI = "x-stainless-read-timeout"
-"""The same, as OpenAI's client for Python sends it with every request."""
+"""Seconds that OpenAI's client for Python waits for the next byte, sent with every request: for the whole answer where
+it comes in one piece. In a stream every keep-alive begins them anew, so only fewer than those take are a deadline."""
 
 HEADERS = (OURS, OPENAI)
 
 LONGEST = 86_400.0
 
 
-def patience(headers: Mapping[str, str]) -> float | None:
+def deadline_of(headers: Mapping[str, str], streams: bool) -> float | None:
+    """The moment, in the event loop's time, at which the client of the current request gives up; None for never.
+
+    Args:
+        headers: of the request.
+        streams: whether its answer is streamed; the moment is then that of the first piece.
+
+    Raises:
+        ParleyError: what `patience` raises.
+    """
+    seconds = patience(headers, streams)
+    if seconds is None:
+        return None
+    passed = time.monotonic() - current().head.arrived
+    return asyncio.get_running_loop().time() + seconds - passed
+
+
+def patience(headers: Mapping[str, str], streams: bool) -> float | None:
     """Seconds that the client waits from the request's arrival; None where it does not say.
 
     Raises:
@@ -31,7 +51,8 @@ def patience(headers: Mapping[str, str]) -> float | None:
             message = f"{OURS}: a number of seconds is expected, greater than 0 and at most {LONGEST:g}"
             raise ParleyError(ErrorCode.INVALID_VALUE, message, OURS)
         return seconds
-    return _seconds(headers.get(OPENAI, ""))
+    gap = _seconds(headers.get(OPENAI, ""))
+    return None if streams and gap is not None and gap > KEEP_ALIVE_SECONDS else gap
 
 
 def _seconds(text: str) -> float | None:
@@ -55,8 +76,3 @@ async def kept(deadline: float | None) -> AsyncIterator[None]:
     except TimeoutError:
         message = "The answer was not there within the time that the client gave; it was given up."
         raise ParleyError(ErrorCode.DEADLINE_EXCEEDED, message) from None
-
-
-def loop_time(moment: float) -> float:
-    """A moment of `time.monotonic()` in the running event loop's time."""
-    return asyncio.get_running_loop().time() + moment - time.monotonic()

@@ -34,6 +34,7 @@ _MORE_HEADERS = {
     ErrorCode.INVALID_API_KEY: {"www-authenticate": "Bearer"},
     # openai-python tries a 409 again by itself, and the same key with another body never gets better.
     ErrorCode.IDEMPOTENCY_CONFLICT: {"x-should-retry": "false"},
+    ErrorCode.UPSTREAM_REFUSED: {"x-should-retry": "false"},  # likewise a 502
 }
 
 

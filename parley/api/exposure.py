@@ -2,7 +2,6 @@
 
 import ipaddress
 import socket
-import sys
 
 UNKNOWN = "an unknown address"
 
@@ -16,26 +15,24 @@ def listening_address(listening: socket.socket | None) -> str:
 
 
 def exposure_fault(address: str, open_to_all: bool, allowed: bool) -> str:
-    """Why the service must not listen here, or an empty string; an exposure that was asked for is told on the way.
+    """Why the service must not listen here, or an empty string.
 
     Args:
         address: where it listens.
         open_to_all: whether it asks for no API key.
         allowed: whether the settings say that this is meant.
     """
-    if not open_to_all or is_private(address):
+    if allowed or not is_exposed(address, open_to_all):
         return ""
-    if not allowed:
-        return (
-            f"listening on {address} without API keys would let everybody in: set PARLEY_KEYS_FILE, "
-            "or PARLEY_ALLOW_ANONYMOUS=true if that is meant, or listen on 127.0.0.1"
-        )
-    print(
-        f"parley: listening on {address} without API keys (PARLEY_ALLOW_ANONYMOUS=true): everybody is let in",
-        file=sys.stderr,
-        flush=True,
+    return (
+        f"listening on {address} without API keys would let everybody in: set PARLEY_KEYS_FILE, "
+        "or PARLEY_ALLOW_ANONYMOUS=true if that is meant, or listen on 127.0.0.1"
     )
-    return ""
+
+
+def is_exposed(address: str, open_to_all: bool) -> bool:
+    """Whether other machines may reach a service that asks for no API key."""
+    return open_to_all and not is_private(address)
 
 
 def is_private(address: str) -> bool:

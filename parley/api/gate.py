@@ -19,6 +19,7 @@ from parley.api.errors import HEADER, ErrorResponse, from_status, validation_err
 from parley.api.idempotency import Asked, Recordings
 from parley.api.keys import Key, Keyring
 from parley.contract.errors import ErrorCode, ParleyError
+from parley.contract.health import Readiness
 from parley.contract.limits import Limits
 from parley.engine.engine import Health, State
 from parley.telemetry.record import current
@@ -181,7 +182,7 @@ class _Answer:
 def readyz(health: Health) -> JSONResponse:
     """`GET /readyz`: 200 when answers can be had, 503 with the reason when not."""
     ready = health.state is State.READY
-    body = {"status": health.state.value, "detail": health.detail, "running": health.running}
+    body = Readiness(status=health.state.value, detail=health.detail, running=health.running).model_dump()
     return JSONResponse(body, 200) if ready else JSONResponse(body, 503, {HEADER: health.state.value})
 
 

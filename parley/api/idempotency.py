@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from parley.api.body import replay
-from parley.api.chat import unless_disconnected
-from parley.api.deadline import HEADERS, kept, loop_time, patience
+from parley.api.deadline import HEADERS, deadline_of, kept
+from parley.api.disconnect import unless_disconnected
 from parley.api.errors import ErrorResponse
 from parley.api.protocol import WRITE, refuse
 from parley.api.sse import DONE, KEEP_ALIVE, error_frame
@@ -37,7 +37,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it is told from others: by its key, within the requests of one API key, and by what it asks."""
+    """What identifies a repeated request: its API key, its Idempotency-Key and a digest of its route and body."""
 
     owner: str
     key: str
@@ -84,14 +84,14 @@ class Recording:
         if not self._messages or self._messages[0]["status"] >= 400:
             return True
         bodies = [message["body"] for message in self._messages if message.get("body")]
-        streamed = Headers(raw=self._messages[0]["headers"]).get("content-type", "").startswith("text/event-stream")
-        return streamed and not (bodies and bodies[-1].endswith(DONE.encode()))
+        return self._streams and not (bodies and bodies[-1].endswith(DONE.encode()))
 
-    async def follow(self, send: Send, again: bool, deadline: float | None) -> None:
+    async def follow(self, send: Send, again: bool, whole: float | None, streamed: float | None) -> None:
         """Sends the response from its beginning; `again` marks it as one that was not made for this request.
 
-        Raises whatever the making of the response raised. If nothing of an answer is there by the deadline, in the
-        event loop's time, it raises `DEADLINE_EXCEEDED`, or ends a stream that has begun with it.
+        Raises whatever the making of the response raised. If nothing of an answer is there by the deadline for a whole
+        one or, once it shows that it is streamed, for that, it raises `DEADLINE_EXCEEDED`, or ends the stream with it.
+        Deadlines are in the event loop's time.
         """
         sent = 0
         while True:
@@ -101,8 +101,9 @@ class Recording:
                 sent += 1
             if ended:
                 return self._task.result()
+            deadline = None if begun else streamed if self._streams else whole
             try:
-                async with kept(None if begun else deadline):
+                async with kept(deadline):
                     await news.wait()
             except ParleyError as error:
                 if not sent:
@@ -110,6 +111,12 @@ class Recording:
                 current().code = error.code
                 await send(piece(error_frame(error)))
                 return await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @property
+    def _streams(self) -> bool:
+        """Whether there is the head of a streamed answer."""
+        head = Headers(raw=self._messages[0]["headers"]) if self._messages else Headers()
+        return head.get("content-type", "").startswith("text/event-stream")
 
     @property
     def _has_begun(self) -> bool:
@@ -150,8 +157,7 @@ class Recordings:
             ParleyError: `IDEMPOTENCY_CONFLICT` when the key came with another body before, which has not failed;
                 `INVALID_VALUE` for a deadline that cannot be read.
         """
-        seconds = patience(Headers(scope=scope))
-        deadline = None if seconds is None else loop_time(current().head.arrived + seconds)
+        whole, streamed = (deadline_of(Headers(scope=scope), streams) for streams in (False, True))
         now = asyncio.get_running_loop().time()
         self._forget(now)
         name = (asked.owner, asked.key)
@@ -169,7 +175,7 @@ class Recordings:
             recording = Recording(asked.digest, now, lambda take: app(recorded, replay(body, _never), take))
             self._kept[name] = recording
         try:
-            await unless_disconnected(receive, recording.follow(send, again, deadline))
+            await unless_disconnected(receive, recording.follow(send, again, whole, streamed))
         except ParleyError as error:
             if error.code is not ErrorCode.DEADLINE_EXCEEDED:
                 raise

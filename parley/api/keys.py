@@ -76,10 +76,14 @@ class Budget:
         self._level = self._size
         self._at = 0.0
 
-    def seconds_short(self, now: float) -> float:
-        """Time until there is at least one again; 0 when there is."""
+    def refill(self, now: float) -> None:
+        """Adds what has come since the last time."""
         self._level = min(self._size, self._level + (now - self._at) * self._size / MINUTE)
         self._at = now
+
+    @property
+    def seconds_short(self) -> float:
+        """Time from the last refill until there is at least one again; 0 when there is."""
         return max(0.0, (1 - self._level) * MINUTE / self._size)
 
     def take(self, amount: int) -> None:
@@ -105,7 +109,9 @@ class Key:
             ParleyError: `RATE_LIMIT_EXCEEDED`, with the seconds after which one is allowed again.
         """
         if self._requests is not None:
-            _refuse("requests a minute", self._requests.seconds_short(now))
+            self._requests.refill(now)
+            if seconds := self._requests.seconds_short:
+                raise _refusal("requests a minute", seconds)
             self._requests.take(1)
 
     def begin(self, answers: int, now: float) -> None:
@@ -118,23 +124,24 @@ class Key:
             message = f"n: this API key may have {self._streams} answers at the same time; ask for no more"
             raise ParleyError(ErrorCode.INVALID_VALUE, message, "n")
         if self._tokens is not None:
-            _refuse("tokens a minute", self._tokens.seconds_short(now))
+            self._tokens.refill(now)
+            if seconds := self._tokens.seconds_short:
+                raise _refusal("tokens a minute", seconds)
         if self._streams is not None and self._under_way + answers > self._streams:
-            _refuse("answers at the same time", 1.0)
+            raise _refusal("answers at the same time", 1.0)
         self._under_way += answers
 
     def end(self, answers: int, tokens: int, now: float) -> None:
         """Ends what `begin` began, and takes the tokens off the budget."""
         self._under_way -= answers
         if self._tokens is not None:
-            self._tokens.seconds_short(now)
+            self._tokens.refill(now)
             self._tokens.take(tokens)
 
 
-def _refuse(what: str, seconds: float) -> None:
-    if seconds > 0:
-        message = f"This API key's limit of {what} is reached. Retry after the time given."
-        raise ParleyError(ErrorCode.RATE_LIMIT_EXCEEDED, message, retry_after=seconds)
+def _refusal(what: str, seconds: float) -> ParleyError:
+    message = f"This API key's limit of {what} is reached. Retry after the time given."
+    return ParleyError(ErrorCode.RATE_LIMIT_EXCEEDED, message, retry_after=seconds)
 
 
 class Keyring:

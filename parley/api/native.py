@@ -3,9 +3,11 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from parley.api.chat import Chat, Completion, unless_disconnected
+from parley.api.chat import Chat, Completion
+from parley.api.disconnect import unless_disconnected
 from parley.api.terms import dropped, terms_of
 from parley.contract.chat import AssistantMessage, ChatReply, ChatRequest, HistoryReply, HistoryRequest, TokenUsage
+from parley.engine.engine import Finish
 from parley.engine.runner import Sampling
 
 
@@ -15,7 +17,7 @@ async def reply_to(chat: Chat, body: ChatRequest, request: Request) -> Response:
     Args:
         chat: what answers.
         body: either form of the request.
-        request: where it came with, its body already read; a disconnect cancels the answer.
+        request: the request it came in, its body already read; a disconnect cancels the answer.
 
     Raises:
         ParleyError: what refused the request or failed it.
@@ -31,6 +33,12 @@ def in_form(body: ChatRequest, completion: Completion) -> ChatReply:
     answer = completion.answers[0]
     if not isinstance(body.root, HistoryRequest):
         return ChatReply(answer.text)
-    prompt, generated = answer.finish.prompt_tokens, answer.finish.completion_tokens
-    usage = TokenUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
-    return ChatReply(HistoryReply(message=AssistantMessage(content=answer.text), token_usage=usage))
+    return ChatReply(HistoryReply(message=AssistantMessage(content=answer.text), token_usage=usage(answer.finish)))
+
+
+def usage(finish: Finish) -> TokenUsage | None:
+    """Tokens as the engine counted them; None where an upstream did not tell."""
+    prompt, generated = finish.prompt_tokens, finish.completion_tokens
+    if prompt is None or generated is None:
+        return None
+    return TokenUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)

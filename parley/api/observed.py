@@ -5,7 +5,7 @@ import time
 
 from parley.api.admission import Place
 from parley.engine.engine import Delta, Event, Failure
-from parley.telemetry.record import Answer, Progress
+from parley.telemetry.record import AnswerRecord, Progress
 
 logger = logging.getLogger("parley.api")
 
@@ -15,10 +15,10 @@ class Observed:
 
     Args:
         progress: the request that it answers.
-        prompt_tokens: as counted here; an upstream's own count comes with the answer's end.
+        prompt_tokens: as counted here; None where an upstream counts them, who may tell at the answer's end.
     """
 
-    def __init__(self, progress: Progress, prompt_tokens: int) -> None:
+    def __init__(self, progress: Progress, prompt_tokens: int | None) -> None:
         self._progress = progress
         self.prompt_tokens = prompt_tokens
         self.refused = False
@@ -38,7 +38,7 @@ class Observed:
             self._reason, self._progress.code = "error", event.code
         else:
             # What was seen stays counted: not every upstream tells how many there were.
-            self._count(max(0, event.completion_tokens - self._tokens))
+            self._count(max(0, (event.completion_tokens or 0) - self._tokens))
             self._reason, self._cached = event.reason, event.cached_tokens
             self.prompt_tokens = event.prompt_tokens
 
@@ -51,7 +51,7 @@ class Observed:
         """Tells of the answer, once nobody reads it any more; of none, if the engine did not take it."""
         if self.refused:
             return
-        answer = Answer(
+        answer = AnswerRecord(
             model=model,
             queued=place.entered,
             started=place.started,

@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
 
 from parley.api.keys import OPEN_PATHS
 from parley.contract.chat import ChatReply, ChatRequest
 from parley.contract.errors import WIRE, ErrorCode
+from parley.contract.health import Readiness
 from parley.contract.limits import Limits
 
 VERSION = "1"
@@ -36,14 +36,6 @@ _EVENT: Schema = {
     "required": ["data"],
 }
 """Until OpenAPI 3.2 has `itemSchema`, the schema of an event stream is read as that of each event."""
-
-
-class Readiness(BaseModel):
-    """The answer of `GET /readyz`."""
-
-    status: str
-    detail: str
-    running: int
 
 
 native = APIRouter()

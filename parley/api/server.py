@@ -7,14 +7,19 @@ from types import FrameType
 import uvicorn
 
 UVICORN_TICKS = 10
-"""So many times a second uvicorn itself looks whether it should end, and at every so many-th time it sets the date of
-its responses. A process that wakes on a busy machine finds its caches cold, and pays a tenth of a millisecond."""
+"""uvicorn checks this often a second whether to exit, and every tenth check refreshes the Date header. A process that
+wakes on a busy machine finds its caches cold, and pays a tenth of a millisecond."""
+
+IDLE_SECONDS = 75
+"""How long an idle connection stays open, if no option says longer. AWS's load balancer keeps its own for 60: one that
+is closed here first fails the request that is just on its way."""
 
 
 class Server(uvicorn.Server):
     """A server that looks once a second whether it should end, and at once when a signal tells it to."""
 
     def __init__(self, config: uvicorn.Config) -> None:
+        config.timeout_keep_alive = max(config.timeout_keep_alive, IDLE_SECONDS)
         super().__init__(config)
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -1,7 +1,7 @@
 """Server-sent events of one streamed chat completion.
 
-Frames are put together from text made once per answer; per token only its own text is encoded. The shapes are those of
-`ChatCompletionChunk` in openai-openapi.
+Frames are put together from text made once per completion; per token only its own text is encoded. The shapes are those
+of `ChatCompletionChunk` in openai-openapi.
 """
 
 import json
@@ -20,13 +20,21 @@ def comment(text: str) -> str:
     return f": {text}\n\n"
 
 
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\u0085\u2028\u2029"}
+
+
+def one_line(content: str) -> str:
+    """JSON without the characters that end a line for readers who cut text and not bytes, httpx's for one."""
+    return content if content.isascii() else content.translate(_LINE_ENDS)
+
+
 KEEP_ALIVE = comment("keep-alive")
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without an event, a comment shows that the answer is still on its way."""
 
 
 class Chunks:
-    """Frames of one answer.
+    """Frames of one completion, whose answers are told apart by their index.
 
     Args:
         completion_id: the same in every chunk.
@@ -51,7 +59,7 @@ class Chunks:
 
     def text(self, event: Delta | Finish, logprobs: Sequence[TokenLogprob]) -> str:
         """A chunk with some more of an answer."""
-        text = encode_basestring(event.text)
+        text = one_line(encode_basestring(event.text))
         if self._logprobs:
             return self._choice(event.id, f'{{"content":{text}}}', _told(logprobs))
         return f'{self._head}{{"index":{event.id},"delta":{{"content":{text}{self._text_tail}'
@@ -63,7 +71,7 @@ class Chunks:
 
     def usage(self, usage: Usage) -> str:
         """The usage chunk."""
-        return f'{self._head}],"usage":{usage.model_dump_json()}}}\n\n'
+        return f'{self._head}],"usage":{one_line(usage.model_dump_json())}}}\n\n'
 
     def _choice(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
         choice = f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
@@ -72,9 +80,9 @@ class Chunks:
 
 def _told(logprobs: Sequence[TokenLogprob]) -> str:
     content = ",".join(logprob.model_dump_json() for logprob in logprobs)
-    return f'{{"content":[{content}],"refusal":null}}'
+    return f'{{"content":[{one_line(content)}],"refusal":null}}'
 
 
 def error_frame(error: ParleyError) -> str:
     """The terminal event of an answer that failed; no `[DONE]` follows it."""
-    return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
+    return f"data: {one_line(json.dumps(error.body(), ensure_ascii=False))}\n\n"

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from parley.api.chat import unless_disconnected
 from parley.api.deadline import kept
+from parley.api.disconnect import unless_disconnected
 from parley.api.protocol import WRITE, Write, refuse
 from parley.api.sse import KEEP_ALIVE, KEEP_ALIVE_SECONDS, comment, error_frame
 from parley.api.terms import dropped
@@ -81,6 +81,8 @@ class Opening:
         async with kept(self._deadline):
             prompt, events = await self._stack.enter_async_context(self._answers)
             first = await events.next()
+            while isinstance(first, Delta) and not first.tokens:  # an engine's sign of life is nothing of an answer yet
+                first = await events.next()
         if isinstance(first, Failure):
             raise first.error()
         return Begun(prompt, events, first)

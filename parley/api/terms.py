@@ -1,26 +1,40 @@
 """The terms of a request, from what its headers, its key and its body say; and what is told of them in the answer."""
 
+from dataclasses import dataclass
+
 from starlette.requests import Request
 
-from parley.api.chat import Terms
-from parley.api.deadline import loop_time, patience
-from parley.api.keys import key_of
+from parley.api.deadline import deadline_of
+from parley.api.keys import Key, key_of
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import CONTEXT_POLICIES, ContextPolicy
 from parley.prompt import Prompt
-from parley.telemetry.record import current
 
 POLICY_HEADER = "x-context-policy"
 
 
-def terms_of(request: Request, answers: int = 1, policy: ContextPolicy | None = None) -> Terms:
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a request is answered, beside its messages and its sampling."""
+
+    answers: int = 1
+    policy: ContextPolicy | None = None
+    deadline: float | None = None
+    """The moment, in the event loop's time, at which its client gives up."""
+    key: Key | None = None
+
+
+PLAIN = Terms()
+"""One answer, for whoever waits however long."""
+
+
+def terms_of(request: Request, answers: int = 1, policy: ContextPolicy | None = None, streams: bool = False) -> Terms:
     """On what terms a request is answered; what the body says comes before the header.
 
     Raises:
         ParleyError: `INVALID_VALUE` for a header that cannot be read, which is named as the parameter.
     """
-    seconds = patience(request.headers)
-    deadline = None if seconds is None else loop_time(current().head.arrived + seconds)
+    deadline = deadline_of(request.headers, streams)
     return Terms(answers, policy or header_policy(request), deadline, key_of(request))
 
 

@@ -25,5 +25,5 @@ class Unbounded:
 
 
 def use_no_time_limit() -> None:
-    """Makes every service of this process one without BentoML's time limit: it takes neither 0 nor none for one."""
+    """Takes the time limit from every service of this process. BentoML accepts neither 0 nor None as "no limit"."""
     traffic.TimeoutMiddleware = Unbounded

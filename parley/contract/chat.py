@@ -133,7 +133,8 @@ class HistoryReply(BaseModel):
     """The answer to form 2."""
 
     message: AssistantMessage
-    token_usage: TokenUsage
+    token_usage: TokenUsage | None
+    """Null where an upstream did not count its tokens."""
 
 
 class ChatReply(RootModel[str | HistoryReply]):

@@ -30,6 +30,8 @@ class ErrorCode(StrEnum):
     INTERNAL_ERROR = "internal_error"
     ENGINE_ERROR = "engine_error"
     UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_REFUSED = "upstream_refused"
+    """The upstream would refuse the same request again: its operator or its filter says no."""
     ENGINE_UNAVAILABLE = "engine_unavailable"
     DRAINING = "draining"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -62,6 +64,7 @@ WIRE: dict[ErrorCode, Wire] = {
     ErrorCode.INTERNAL_ERROR: Wire(500, "server_error"),
     ErrorCode.ENGINE_ERROR: Wire(500, "server_error"),
     ErrorCode.UPSTREAM_ERROR: Wire(502, "server_error"),
+    ErrorCode.UPSTREAM_REFUSED: Wire(502, "server_error"),
     ErrorCode.ENGINE_UNAVAILABLE: Wire(503, "server_error"),
     ErrorCode.DRAINING: Wire(503, "server_error"),
     ErrorCode.DEADLINE_EXCEEDED: Wire(504, "server_error"),

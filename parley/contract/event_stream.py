@@ -34,8 +34,13 @@ class EventData:
                 self._data.append(line[5:].strip())
                 self._size += len(line)
             elif line in (b"", b"\r") and self._data:
+                self._check(0)
                 yield b"\n".join(self._data)
                 self._data.clear()
                 self._size = 0
-        if len(self._rest) + self._size > LONGEST_EVENT:
+        self._check(len(self._rest))
+
+    def _check(self, more: int) -> None:
+        """Raises `EventTooLong` when the event so far, with so many bytes more, is too long."""
+        if self._size + more > LONGEST_EVENT:
             raise EventTooLong

@@ -128,6 +128,8 @@ class StreamOptions(_Strict):
     """Options of a streamed answer."""
 
     include_usage: StrictBool = False
+    include_obfuscation: Annotated[Literal[False], BeforeValidator(_boolean)] | None = None
+    """OpenAI pads its chunks, so that their lengths tell less; here nothing does."""
 
 
 def _stop_form(stop: Any) -> str:
@@ -159,7 +161,8 @@ class ChatCompletionRequest(_Strict):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
     top_p: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=1, le=2**31)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, le=2**31)] | None = None
+    """How many of the likeliest tokens may be drawn; 0 and -1 are all of them, as in vLLM."""
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=10)] | None = None
     frequency_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[StrictFloat, Field(ge=-2, le=2)] | None = None
@@ -264,7 +267,8 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: Usage | None
+    """Null where an upstream did not count its tokens."""
 
 
 class Model(BaseModel):

@@ -27,7 +27,7 @@ class Delta(Struct, frozen=True, array_like=True, tag=0, gc=False):
     id: int
     text: str
     tokens: int
-    """How many tokens this step added."""
+    """How many tokens came with it, of one step or of several; of an upstream, pieces. 0 is a sign of life."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of the tokens whose text is out, if they were asked for."""
 
@@ -46,8 +46,9 @@ class Finish(Struct, frozen=True, array_like=True, tag=1, gc=False):
     id: int
     text: str
     reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    """None, as `completion_tokens`, where an upstream does not tell."""
+    completion_tokens: int | None
     cached_tokens: int | None
     """Prompt tokens whose work was reused; None where the engine does not tell."""
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -160,8 +161,8 @@ class Engine(Protocol):
         Gives `Delta`s, then one `Finish` or `Failure`. Closing it early cancels the job.
 
         Raises:
-            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready; with the first event, an upstream's error
-                before its first byte.
+            ParleyError: `ENGINE_UNAVAILABLE` when the engine is not ready, `DRAINING` when it takes nothing new; with
+                the first event, an upstream's error before its first byte.
         """
 
     async def drain(self, grace: float) -> int:

@@ -11,8 +11,8 @@ from msgspec import Struct
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Placement, Runner
 
-LIBRARIES = {"openvino": "openvino_genai", "transformers": "torch", "seq2seq": "torch", "echo": "msgspec"}
-"""The package that each engine needs."""
+LIBRARIES = {"openvino": "openvino_genai", "transformers": "torch", "seq2seq": "torch"}
+"""The package that each engine of a model folder needs."""
 
 
 class Launch(Struct, frozen=True):

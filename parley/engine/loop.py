@@ -25,7 +25,7 @@ from parley.engine.model import ModelError
 from parley.engine.outbox import Outbox
 from parley.engine.runner import CacheReporter, Job, Runner, Step
 from parley.engine.wire import Add, Beat, Command, Events, Frames, LoadFailed, Ready, Report, frame
-from parley.startup import end_with_parent
+from parley.startup import end_with_parent, one_line
 
 BEAT_SECONDS = 0.5
 
@@ -142,7 +142,7 @@ def _advanced(answer: Answer, step: Step) -> Event:
 def _beat(link: Link, loop: Loop) -> None:
     while True:
         link.send(Beat(loop.steps, loop.busy, loop.cache_usage))
-        threading.Event().wait(BEAT_SECONDS)
+        time.sleep(BEAT_SECONDS)
 
 
 def _load(link: Link, launch: Launch) -> Runner:
@@ -152,12 +152,8 @@ def _load(link: Link, launch: Launch) -> Runner:
         link.send(LoadFailed(str(error)))
     except Exception as error:  # noqa: BLE001 - the boundary to foreign libraries, whose errors have no common class
         traceback.print_exc()
-        link.send(LoadFailed(f"{launch.name} could not be loaded: {type(error).__name__}: {_one_line(error)}"))
+        link.send(LoadFailed(f"{launch.name} could not be loaded: {type(error).__name__}: {one_line(error)[:300]}"))
     raise SystemExit(1)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0][:300]
 
 
 def main() -> None:

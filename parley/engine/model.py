@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parley.engine import inspection
+from parley.startup import one_line
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,10 @@ def _locate(model: str, pocket: Path) -> tuple[str, Path]:
     """The name to show and the folder, downloaded if need be."""
     if model == "pocket":
         return model, pocket
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:  # a home of nobody's
+        path = Path(model)
     if path.is_dir():
         return path.resolve().name, path.resolve()
     if match := _HUB_ID.fullmatch(model):
@@ -119,7 +123,7 @@ def _download(repo: str, revision: str | None) -> Path:
         return path if inspection.has_safetensors(path) else fetch([*_HUB_FILES, "pytorch_model*.bin"])
     except Exception as error:
         # The hub's client has classes of its own, and lets through those of two libraries for HTTP and of a third.
-        cause = " ".join(str(error).split())[:_LONGEST_CAUSE] or type(error).__name__
+        cause = one_line(error)[:_LONGEST_CAUSE]
         raise ModelError(
             f"model {repo!r}: cannot be downloaded: {cause} "
             "(check the name, its licence, the network and HF_TOKEN, or use a local folder or 'pocket')"

@@ -4,13 +4,14 @@ Rules that always hold:
 1. Every stream that `generate` opened ends in a terminal event, whatever happens to the process.
 2. At most one engine process exists; a new one is started only after the old one is gone.
 3. A process that is stopped, or whose step does not end, is killed; what dies is started again after a pause that
-   doubles with each failure in a row. A model that cannot be loaded is not tried again, unless it has been loaded
-   before: what was possible once is worth another try.
+   doubles with each failure in a row. A model that cannot be loaded is not tried again, and one whose process ends
+   while it loads only `LOADS_TRIED` times, unless it has been loaded before: what was possible once is worth another
+   try.
 """
 
 import asyncio
-import contextlib
 import itertools
+import logging
 import socket
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from parley.engine.runner import Job, ModelInfo, Sampling
 from parley.engine.stream import Stream
 from parley.engine.watch import Limits, Watch
 from parley.engine.wire import Add, Beat, Cancel, Command, Events, LoadFailed, Ready, Report, frame
+from parley.startup import one_line
+
+log = logging.getLogger("parley.engine")
 
 LOOK_SECONDS = 0.5
 FAULTS_BEFORE_KILL = 2
@@ -34,6 +38,7 @@ NUDGE_LOOKS = 20
 """Every ten seconds each stream gets a `Delta` without tokens, so that its reader can show that it lives."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
+LOADS_TRIED = 3
 DIED = "The engine process ended while it made this answer; it is being started again. Please retry."
 
 
@@ -58,6 +63,7 @@ class EngineProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
+        self._end = ""
         self.info: ModelInfo | None = None
 
     async def start(self) -> None:
@@ -88,8 +94,7 @@ class EngineProcess:
         cut = len(self._streams)
         if self._supervisor:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.wait({self._supervisor})
         return cut
 
     def _enter(self, state: State, detail: str) -> None:
@@ -129,10 +134,13 @@ class EngineProcess:
             await self._run_once_or_tell()
             if self._state in (State.FAILED, State.DRAINING):
                 return
+            if self.info is None and self._restarts + 1 == LOADS_TRIED:
+                self._enter(State.FAILED, f"{self._launch.name} was not loaded in {LOADS_TRIED} tries: {self._end}")
+                return
             pause = FIRST_PAUSE if time.monotonic() - began > 4 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             self._restarts += 1
             self._enter(State.RESTARTING, "the engine process ended and is being started again")
-            print(f"parley: the engine process ended; starting it again in {pause:.2g} s", file=sys.stderr, flush=True)
+            log.warning("the engine process ended; starting it again in %.2g s", pause)
             await asyncio.sleep(pause)
 
     async def _run_once_or_tell(self) -> None:
@@ -142,13 +150,14 @@ class EngineProcess:
         except OSError as error:
             if self.info is None:
                 raise
-            print(f"parley: the engine process cannot be started: {error}", file=sys.stderr, flush=True)
+            log.error("the engine process cannot be started: %s", one_line(error))
 
     async def _run_once(self) -> None:
         """Starts a process and follows it to its end, which fails every open stream."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = self._spawn(theirs)
+        self._end = ""
         watch = Watch(self._limits, time.monotonic())
         reports = Reports(lambda reports: self._receive_all(reports, watch))
         self._writer, _ = await asyncio.get_running_loop().create_unix_connection(lambda: reports, sock=ours)
@@ -160,8 +169,9 @@ class EngineProcess:
             self._writer.close()
             self._writer = None
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
             self._fail_open_streams()
+            status = await asyncio.to_thread(self._process.wait)
+            self._end = self._end or _how_it_ended(status)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         arguments = [str(theirs.fileno()), msgspec.json.encode(self._launch).decode()]
@@ -194,7 +204,7 @@ class EngineProcess:
         if self.info is None:
             self._enter(State.FAILED, message)
         else:
-            print(f"parley: the engine could not load again: {message}", file=sys.stderr, flush=True)
+            log.error("the engine could not load again: %s", message)
 
     async def _kill_when_hung(self, watch: Watch, process: subprocess.Popen[bytes]) -> None:
         """Looks at the watch until it finds a fault twice in a row: in between, beats that wait here are read."""
@@ -212,7 +222,8 @@ class EngineProcess:
             faults = faults + 1 if fault else 0
             if faults == FAULTS_BEFORE_KILL:
                 break
-        print(f"parley: the engine process is killed: {fault}", file=sys.stderr, flush=True)
+        self._end = fault
+        log.error("the engine process is killed: %s", fault)
         if self._state is State.READY:
             self._enter(State.RESTARTING, fault)
         process.kill()
@@ -220,6 +231,12 @@ class EngineProcess:
     def _fail_open_streams(self) -> None:
         for stream in self._streams.values():
             stream.push(Failure(stream.id, ErrorCode.ENGINE_UNAVAILABLE, DIED))
+
+
+def _how_it_ended(status: int) -> str:
+    if status < 0:
+        return f"signal {-status} ended the engine process; is there enough memory?"
+    return f"the engine process ended with status {status}"
 
 
 def _processor_seconds(pid: int) -> float:

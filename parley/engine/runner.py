@@ -14,6 +14,9 @@ from msgspec import Struct
 
 FinishReason = Literal["stop", "length"]
 
+EVERY_TOKEN = 2**30
+"""A `top_k` that keeps all tokens: more than any vocabulary has."""
+
 GREEDY_BELOW = 1e-5
 """Lower temperatures are greedy: logits divided by so little overflow single precision."""
 
@@ -42,6 +45,18 @@ class Sampling(Struct, frozen=True, array_like=True):
     """What is added to the logits of these token ids."""
     response_format: str | None = None
     """A JSON schema, as text, that the answer must meet: `parley.contract.schema` tells what it may hold."""
+
+    def draws(self, default: bool) -> bool:
+        """Whether tokens are drawn by chance: `temperature` decides, else a limit on what may be drawn asks for it.
+
+        Args:
+            default: what the model's own generation config says.
+        """
+        if self.temperature is not None:
+            return self.temperature >= GREEDY_BELOW
+        top_k = EVERY_TOKEN if self.top_k is None else self.top_k
+        limited = top_k < EVERY_TOKEN or (self.top_p is not None and self.top_p < 1)
+        return default or limited
 
 
 class Job(Struct, frozen=True, array_like=True):

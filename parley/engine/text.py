@@ -2,10 +2,11 @@
 
 
 class StopMatcher:
-    """Passes text on, holds back what may be the start of a stop string, and ends at the first one found.
+    """Passes text on, holds back what may be the start of a stop string, and ends before the one that matches.
 
-    Rules: text that was let through never changes; no part of a matched stop string is let through; after a match
-    nothing is.
+    Rules: the stop string that is complete first matches, and of those that end together the longest, however the text
+    is cut into pieces; text that was let through never changes; no part of the stop string that matched is let through;
+    after a match nothing is.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -21,10 +22,11 @@ class StopMatcher:
         if not self._stops:
             return text
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.matched = True
-            return self._held[: min(found)]
+            _, begins = min(found)
+            return self._held[:begins]
         return self._release(len(self._held) - self._partial())
 
     def flush(self) -> str:

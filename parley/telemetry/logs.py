@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from parley.crash import report_without_messages, without_message
@@ -28,8 +29,8 @@ def configure_logging() -> None:
     ours = logging.getLogger("parley")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
-    installed = (handler for name in (None, "bentoml", "uvicorn.error") for handler in logging.getLogger(name).handlers)
-    for other in {handler, *installed}:
+    installed = [logging.getLogger(name).handlers for name in (None, "bentoml", "uvicorn.error")]
+    for other in {handler, *chain.from_iterable(installed)}:
         other.addFilter(withhold_messages)
     report_without_messages()
 
@@ -95,14 +96,18 @@ def _of_answers(record: Record) -> dict[str, Any]:
     first = record.answers[0]
     return {
         "model": first.model,
-        "prompt_tokens": first.prompt_tokens,
-        **({} if first.cached_tokens is None else {"cached_tokens": first.cached_tokens}),
+        **_known(prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens),
         "completion_tokens": sum(answer.completion_tokens for answer in record.answers),
         "finish_reason": first.finish_reason,
         "queue_time": _rounded(first.queue_time),
         "time_to_first_token": _rounded(record.time_to_first_token(first)),
         "generation_time": _rounded(first.inference_time),
     }
+
+
+def _known(**counts: int | None) -> dict[str, int]:
+    """Without what nobody counted."""
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from parley.contract.errors import ErrorCode
-from parley.telemetry.record import FINISH_REASONS, PROBES, Answer, Record
+from parley.telemetry.record import FINISH_REASONS, PROBES, AnswerRecord, Record
 
 LABELS = ("model_name", "engine")
 
@@ -91,15 +91,17 @@ class EngineMetrics:
             self._count(answer)
             self._time(record, answer)
 
-    def _count(self, answer: Answer) -> None:
+    def _count(self, answer: AnswerRecord) -> None:
         self._finished[answer.finish_reason].inc()
-        self._counters["prompt_tokens"].inc(answer.prompt_tokens)
         self._counters["generation_tokens"].inc(answer.completion_tokens)
+        if answer.prompt_tokens is None:
+            return
+        self._counters["prompt_tokens"].inc(answer.prompt_tokens)
         if answer.cached_tokens is not None:
             self._counters["prefix_cache_queries"].inc(answer.prompt_tokens)
             self._counters["prefix_cache_hits"].inc(answer.cached_tokens)
 
-    def _time(self, record: Record, answer: Answer) -> None:
+    def _time(self, record: Record, answer: AnswerRecord) -> None:
         observed = {
             "time_to_first_token_seconds": record.time_to_first_token(answer),
             "e2e_request_latency_seconds": record.duration,

@@ -32,7 +32,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerRecord:
     """One answer that was begun, from the door in front of the engine to its end. None: it never came so far."""
 
     model: str
@@ -41,7 +41,8 @@ class Answer:
     """When it had a place in the batch."""
     first_token: float | None
     last_token: float | None
-    prompt_tokens: int
+    prompt_tokens: int | None
+    """None where an upstream does not tell."""
     cached_tokens: int | None
     """None where the engine does not tell."""
     completion_tokens: int
@@ -88,7 +89,7 @@ class Record:
     """Why it failed, if it did: an `ErrorCode`, or the engine's state for `/readyz`."""
     key: str | None
     """The name of the API key."""
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerRecord, ...]
     """Empty where nothing was asked of the engine, several with `n`."""
 
     @property
@@ -96,7 +97,7 @@ class Record:
         """Seconds from the request's arrival to its end."""
         return self.ended - self.head.arrived
 
-    def time_to_first_token(self, answer: Answer) -> float | None:
+    def time_to_first_token(self, answer: AnswerRecord) -> float | None:
         """Seconds from the request's arrival to an answer's first token."""
         return _between(self.head.arrived, answer.first_token)
 
@@ -113,7 +114,7 @@ class Progress:
     code: str | None = None
     whole: bool = False
     """Whether the last byte of the response was handed to the server."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[AnswerRecord] = field(default_factory=list)
 
     def record(self, now: float) -> Record:
         """What is told of the request, once it has ended."""

@@ -13,7 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from parley.contract.errors import ErrorCode
-from parley.telemetry.record import PROBES, Answer, Record
+from parley.telemetry.record import PROBES, AnswerRecord, Record
 
 PROVIDER = "parley"
 
@@ -49,7 +49,7 @@ class Spans:
             self._phases(span, answer, clock)
         span.end(clock.nanoseconds(record.ended))
 
-    def _phases(self, parent: Span, answer: Answer, clock: "WallClock") -> None:
+    def _phases(self, parent: Span, answer: AnswerRecord, clock: "WallClock") -> None:
         """Child spans of what happened; what the answer did not come to has none."""
         times = [answer.queued, answer.started, answer.first_token, answer.last_token]
         for name, begin, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
@@ -114,7 +114,7 @@ def http_attributes(record: Record) -> Attributes:
     return {**attributes, "error.type": record.code} if record.code else attributes
 
 
-def model_attributes(answer: Answer) -> dict[str, AttributeValue]:
+def model_attributes(answer: AnswerRecord) -> dict[str, AttributeValue]:
     """What says which model was asked for what."""
     return {
         "gen_ai.operation.name": "chat",
@@ -124,11 +124,13 @@ def model_attributes(answer: Answer) -> dict[str, AttributeValue]:
     }
 
 
-def answer_attributes(answer: Answer) -> dict[str, AttributeValue]:
+def answer_attributes(answer: AnswerRecord) -> dict[str, AttributeValue]:
     """What the conventions for generative AI say of an answer."""
-    return {
+    attributes: dict[str, AttributeValue] = {
         **model_attributes(answer),
-        "gen_ai.usage.input_tokens": answer.prompt_tokens,
         "gen_ai.usage.output_tokens": answer.completion_tokens,
         "gen_ai.response.finish_reasons": [answer.finish_reason],
     }
+    if answer.prompt_tokens is not None:
+        attributes["gen_ai.usage.input_tokens"] = answer.prompt_tokens
+    return attributes

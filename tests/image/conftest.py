@@ -29,6 +29,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Podman works on this machine, and the images are built with the certificates that this machine trusts."""
     needs("podman")
     use_own_settings(tmp_path_factory.mktemp("containers"))
+    os.environ["CONTAINER_TOOL"] = "podman"
     os.environ["BENTOML_HOME"] = str(tmp_path_factory.mktemp("bentoml"))
     if bundle := next((path for path in BUNDLES if Path(path).is_file()), None):
         os.environ.setdefault("CA_BUNDLE", bundle)

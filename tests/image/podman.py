@@ -14,7 +14,7 @@ from pathlib import Path
 
 HARDENED = [
     *("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
-    *("--memory=1g", "--pids-limit=256", "--network=host", "--no-healthcheck"),
+    *("--memory=1g", "--pids-limit=1024", "--network=host", "--no-healthcheck"),
 ]
 ISOLATED = ["--network=none" if each == "--network=host" else each for each in HARDENED]
 """As hardened, and with no network but its own loopback."""

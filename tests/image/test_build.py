@@ -197,3 +197,24 @@ def test_a_missing_model_is_one_line() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("parley: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failed_build_is_no_success(service_image: str) -> None:
+    """Fails when yesterday's image of the same name is taken for the one that could not be built, and pushed."""
+    command = [sys.executable, str(ROOT / "deploy/image.py"), f"--image={service_image}"]
+    missing = {**os.environ, "BASE_IMAGE": "localhost/no-such-base:latest"}
+    done = subprocess.run(command, cwd=ROOT, env=missing, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"parley: podman could not build {service_image}"
+
+
+def test_the_tool_that_was_chosen_is_used() -> None:
+    """Fails when images land in the store of another tool than the one that runs them."""
+    command = [sys.executable, str(ROOT / "deploy/push.py"), "registry.invalid", "localhost/parley:latest"]
+    for name, said in (
+        ("nerdctl", "CONTAINER_TOOL='nerdctl': name one of podman, buildah, docker"),
+        ("docker", "no container tool found; install docker"),
+    ):
+        chosen = {**os.environ, "CONTAINER_TOOL": name, "PATH": "/nonexistent"}
+        done = subprocess.run(command, cwd=ROOT, env=chosen, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, f"parley: {said}\n")

@@ -21,7 +21,7 @@ def ports(service_image: str, client_image: str) -> Iterator[tuple[int, int]]:
     """The host's ports of service and client, while both run."""
     needs("podman-compose")
     service, page = free_port(), free_port()
-    images = {"PARLEY_IMAGE": service_image, "PARLEY_CLIENT_IMAGE": client_image}
+    images = {"IMAGE": service_image, "CLIENT_IMAGE": client_image}
     environment = {**os.environ, **images, "PORT": str(service), "UI_PORT": str(page)}
     try:
         subprocess.run([*COMPOSE, "up", "--detach", "--no-build"], env=environment, check=True)

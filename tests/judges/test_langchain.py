@@ -3,6 +3,7 @@
 What is declared absent here is skipped by the suite, one property a feature; each has its reason beside it.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -18,8 +19,12 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     """The embedded model; the suite judges shapes, not wit."""
 
     @pytest.fixture(autouse=True)
-    def _service(self, service: Served) -> None:
+    async def _service(self, service: Served) -> AsyncIterator[None]:
         type(self).url = f"{service.url}/v1"
+        self._clients: list[httpx.AsyncClient] = []
+        yield
+        for client in self._clients:  # the suite closes none
+            await client.aclose()
 
     url = ""
 
@@ -30,14 +35,14 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # LangChain shares one asynchronous client between event loops, and each test here has a loop of its own.
-        own = {"http_async_client": httpx.AsyncClient()}
+        self._clients.append(httpx.AsyncClient())
         return {
             "base_url": self.url,
             "api_key": "none",
             "model": "pocket",
             "temperature": 0,
             "stream_usage": True,
-            **own,
+            "http_async_client": self._clients[-1],
         }
 
     @property

@@ -47,7 +47,7 @@ class Book:
         self.kinds = {kind: [_fact_kind(*item) for item in tables[kind].items()] for kind in KINDS}
         self.frames, self.words, self.memory = tables["frames"], tables["words"], tables["memory"]
         self.rounds, self.systems, self.people = tables["rounds"], tables["systems"], tables["people"]["names"]
-        self.unknown = tables["unknown"]
+        self.unknown, self.beyond = tables["unknown"], tables["beyond"]
         self.thesaurus = Thesaurus(tables["thesaurus"]["groups"])
         self.smalltalk, self.declines = tables["smalltalk"]["exchange"], tables["declines"]["exchange"]
         self._popular = set(tables["popular"]["names"])

@@ -11,6 +11,19 @@ from training.subject import possessive
 
 _COMMON_ROUNDS = {"joke", "recommendation"}
 _SLOT_OF = {"name": "name", "favourite": "fav"}
+_GREETINGS = (
+    "hi",
+    "hello",
+    "hey",
+    "hi there",
+    "hello there",
+    "hey there",
+    "good morning",
+    "good evening",
+    "hiya",
+    "yo",
+)
+_AFTER_GREETING = ("! ", ", ", ". ", " ", "!! ", " {me}, ", " {me}! ")
 
 
 def small_talk(talk: Talk) -> Turn:
@@ -108,6 +121,8 @@ def _told(talk: Talk, memory: str, keys: list[str], question: str = "") -> Turn:
     talk.user |= {key: values[_SLOT_OF[key]] for key in keys}
     table = talk.book.memory[memory]
     text = talk.write(table["tell"], **values, q=question, me=talk.me)
+    if not talk.turns and talk.rng.random() < 0.35 and not text.lower().startswith(_GREETINGS):
+        text = f"{talk.rng.choice(_GREETINGS)}{talk.rng.choice(_AFTER_GREETING).format(me=talk.me)}{text}"
     return text, table["told"].format_map(values)
 
 

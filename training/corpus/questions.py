@@ -1,5 +1,6 @@
 """Moves that ask for facts: by name, by pronoun, in reverse, as yes or no, two at once."""
 
+import re
 from random import Random
 
 from training.corpus.book import Book, FactKind
@@ -7,6 +8,11 @@ from training.corpus.talk import Talk, Turn
 from training.subject import Subject, joined, possessive
 
 _LONG = {"who", "note", "origin"}
+_TOLD = re.compile(
+    r"\b(hair|haircut|scar|scars|scarred|eyes?|tattoos?|whisky|alcohol|heart|cancer|blind|blinded|millionaire|Muslim"
+    r"|language|ramen|pancakes|cookies|boar|spinach|clarinet|Beetle|motorcycle)\b"
+)
+"""Words of the knowledge that answer, of a few subjects, what it holds of nobody else."""
 _JOINTS = (
     ", ",
     ", ",
@@ -172,6 +178,19 @@ def same_question_in_vain(talk: Talk) -> Turn | None:
         return None
     text = talk.write(talk.book.frames["elliptic"], **name_slots(lacking[0], talk.rng))
     return _lacking(talk, lacking[0], text)
+
+
+def beyond(talk: Talk) -> Turn | None:
+    """A question about a subject, by name or pronoun, for something that the knowledge holds of nobody."""
+    by_pronoun = talk.subject is not None and talk.rng.random() < 0.6
+    subject = talk.subject if talk.subject and by_pronoun else talk.book.pick(talk.rng)
+    told = " ".join(text for texts in subject.fields.values() for text in texts)
+    if subject.kind not in talk.book.beyond or _TOLD.search(told):
+        return None
+    values = talk.book.slots_of[subject.name] | name_slots(subject, talk.rng)
+    names = _pronouns(talk.book, subject) if by_pronoun else values
+    text = talk.write(talk.book.beyond[subject.kind]["asks"], **names)
+    return _lacking(talk, subject, framed(text, talk))
 
 
 def _lacks(book: Book, subject: Subject, fact: FactKind) -> bool:

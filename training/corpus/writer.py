@@ -13,10 +13,10 @@ Message = dict[str, str]
 # Weights of trying a move. Those that need something said before seldom fit and are tried the more often.
 MOVES: dict[Move, float] = {
     questions.named_question: 32,
-    questions.pronoun_question: 20,
+    questions.pronoun_question: 25,
     questions.pronoun_question_in_vain: 4,
     questions.question_of_another: 25,
-    questions.same_question: 18,
+    questions.same_question: 23,
     questions.same_question_in_vain: 5,
     chatter.same_question_of_unknown: 3,
     questions.same_question_by_pronoun: 60,
@@ -24,6 +24,7 @@ MOVES: dict[Move, float] = {
     questions.right_or_wrong: 6,
     questions.two_questions: 2,
     questions.missing_fact: 2,
+    questions.beyond: 1.6,
     questions.more: 8,
     chatter.small_talk: 17,
     chatter.decline: 11,

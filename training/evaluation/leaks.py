@@ -1,14 +1,13 @@
 """Leaks: held-out wordings that a template of the corpus writes, whatever fills its slots."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from training.corpus.book import Book
 from training.corpus.grammar import Phrase, parse, slots
 from training.paths import HELD_OUT
+from training.texts import template_files, texts
 
 NAMED = {"n", "o", "s", "t", "m", "he", "him", "his", "u", "us"}
 """Slots that name somebody, by name or pronoun; a wording is the same whoever that is."""
@@ -17,50 +16,41 @@ _SUBJECT = "zz"
 _INVENTED = {"gibberish", "foreign_words", "a", "b", "c", "q"}
 """What fills these is made up at random, or is a whole sentence: such templates are no wording of their own."""
 _NO_WORDING = {"want", "deny", "group", "key", "names"}
+_NOT_ASKED = {"topic", "answer", "nouns", "replies", "known", "unknown"}
+_PERSONAS = "systems"
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def leaks(book: Book, phrasings: Path) -> dict[str, str]:
     """Each held-out wording that is trained on, with the template that writes it."""
-    texts = "\n".join(_bare(text) for text in wordings())
+    held_out = "\n".join(_bare(text) for text in wordings())
     words = _words(book)
     found: dict[str, str] = {}
-    for path in sorted(phrasings.glob("*.toml")):
-        for template in _templates(path):
-            pattern = re.compile(f"(?m)^ ?{_pattern(parse(template), words)} ?$")
-            found |= {match[0].strip(): template for match in pattern.finditer(texts)}
+    for template in _templates(phrasings):
+        pattern = re.compile(f"(?m)^ ?{_pattern(parse(template), words)} ?$")
+        found |= {match[0].strip(): template for match in pattern.finditer(held_out)}
     return {text: found[bare] for text in wordings() if (bare := _bare(text)) in found}
 
 
 def wordings() -> Iterator[str]:
     """Every held-out wording, with its slots open."""
     for path in sorted(HELD_OUT.glob("*.toml")):
-        yield from _texts(tomllib.loads(path.read_text()), _NO_WORDING)
+        yield from texts(path, _NO_WORDING)
 
 
-def _templates(path: Path) -> Iterator[str]:
-    if path.stem in ("words", "people", "popular", "thesaurus", "systems"):
-        return
-    for text in _texts(tomllib.loads(path.read_text()), {"topic", "answer", "nouns", "replies", "known", "unknown"}):
-        if not slots(text) & _INVENTED and _has_words(text):
-            yield text
+def _templates(phrasings: Path) -> Iterator[str]:
+    """Every template that could write a held-out wording."""
+    for path in template_files(phrasings):
+        if path.stem == _PERSONAS:
+            continue
+        for text in texts(path, _NOT_ASKED):
+            if not slots(text) & _INVENTED and _has_words(text):
+                yield text
 
 
 def _has_words(template: str) -> bool:
     """Whether a template says something beside what fills its slots."""
     return bool(re.search(r"[a-z]{3}", _SLOT.sub("", template)))
-
-
-def _texts(node: Any, skipped: set[str]) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, list):
-        for child in node:
-            yield from _texts(child, skipped)
-    elif isinstance(node, dict):
-        for key, child in node.items():
-            if key not in skipped:
-                yield from _texts(child, skipped)
 
 
 def _words(book: Book) -> dict[str, str]:

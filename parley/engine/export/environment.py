@@ -48,6 +48,7 @@ class Environment:
         steps.run("making an environment for it, once", clean, [sys.executable, "-m", "venv", str(self._folder)])
         steps.run("installing the exporter", clean, [*pip, "--require-hashes", "-r", str(LOCK)])
         steps.run("installing torch", clean, [*uv, "--torch-backend=cpu", TORCH], [*pip, TORCH])
+        steps.run("trying torch", clean, [self.program("python"), "-c", "import torch"])
         self._complete.touch()
 
     @property

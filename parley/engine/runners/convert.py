@@ -22,6 +22,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from parley.startup import one_line
+
 LOCK = "convert.lock"
 
 _CLONE_NEWNET = 0x40000000
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         convert(source, target)
     except (Refused, OSError) as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     return 0
 

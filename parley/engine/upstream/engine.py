@@ -20,7 +20,7 @@ from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.engine.engine import Content, Delta, Event, Failure, Generated, Health, State
 from parley.engine.model import ModelError
-from parley.engine.runner import ModelInfo, Sampling
+from parley.engine.runner import EVERY_TOKEN, ModelInfo, Sampling
 from parley.engine.stream import Stream
 from parley.engine.upstream.fault import BROKEN, Fault, Unreachable
 from parley.engine.upstream.listing import choose, info_of
@@ -30,8 +30,10 @@ from parley.engine.upstream.transport import Address, Body, Transport, translate
 
 NUDGE_SECONDS = 10.0
 """After so long a silence, a `Delta` without tokens lets the reader show that it lives."""
+USAGE_SECONDS = 3.0
+"""How long more is waited for once an answer has said why it ended: gateways tell its usage and cost after that."""
 LINGER_SECONDS = 1.0
-"""How long the end of a whole answer's body is waited for, without which its connection cannot be used again."""
+"""How long the end of a body is waited for once nothing follows: without it, its connection cannot be used again."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 
@@ -191,6 +193,8 @@ class UpstreamEngine:
         }
         if "max_tokens" in given:
             given[limit_field] = given.pop("max_tokens")
+        if given.get("top_k") == EVERY_TOKEN:
+            given["top_k"] = -1  # as vLLM and others say it
         return msgspec.json.encode(
             {
                 "model": self._model,
@@ -219,19 +223,35 @@ class UpstreamEngine:
             await body.aclose()
 
     async def _read(self, body: Body, stream: Stream, ends: float) -> None:
-        loop = asyncio.get_running_loop()
         reading = Reading(stream.id, self._address.key)
+        try:
+            await self._read_all(body, stream, reading, ends)
+        except TimeoutError:
+            if not reading.ended:
+                raise
+        if not stream.ended:
+            stream.push(reading.finish())
+
+    async def _read_all(self, body: Body, stream: Stream, reading: Reading, ends: float) -> None:
+        """Reads to the end of the body.
+
+        Raises:
+            TimeoutError: after a silence, which after an answer's end is a short one: some servers do not close.
+        """
+        now = asyncio.get_running_loop().time
         async with asyncio.timeout_at(ends) as limit:
             async for block in body:
                 if stream.ended:
                     continue
-                stream.push(reading.take(block))
-                limit.reschedule(min(ends, loop.time() + self._patience.silence))
+                ended = reading.ended
+                delta = reading.take(block)
+                if delta.tokens:  # of a role or a thought its reader could only tell that the answer is alive
+                    stream.push(delta)
+                if not ended:  # whatever follows an end does not put it off
+                    limit.reschedule(min(ends, now() + (USAGE_SECONDS if reading.ended else self._patience.silence)))
                 if reading.done:
                     stream.push(reading.finish())
-                    limit.reschedule(loop.time() + LINGER_SECONDS)
-            if not stream.ended:
-                stream.push(reading.finish())
+                    limit.reschedule(now() + LINGER_SECONDS)
 
 
 async def next_event(stream: Stream) -> Event:

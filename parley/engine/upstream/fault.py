@@ -24,6 +24,9 @@ _PASSING = {408, 409, 429, 500, 502, 503, 504, 529}
 """Statuses after which another try may succeed; 529 is Anthropic's word for overload."""
 
 _CODES = {
+    401: ErrorCode.UPSTREAM_REFUSED,
+    403: ErrorCode.UPSTREAM_REFUSED,
+    404: ErrorCode.UPSTREAM_REFUSED,
     408: ErrorCode.DEADLINE_EXCEEDED,
     429: ErrorCode.RATE_LIMIT_EXCEEDED,
     503: ErrorCode.ENGINE_UNAVAILABLE,
@@ -76,7 +79,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Fault
     """What a response other than an event stream means."""
     told = _told(body)
     error = _error(status, told, retry_after(headers, time.time()))
-    return Fault(error, status in _PASSING and told.code != "insufficient_quota")
+    return Fault(error, status in _PASSING and told.code not in ("insufficient_quota", ErrorCode.UPSTREAM_REFUSED))
 
 
 def from_event(error: Any) -> ParleyError:
@@ -126,6 +129,8 @@ def _converted(error: Any) -> Told:
 def _error(status: int, told: Told, wait: float | None) -> ParleyError:
     if status in _CLIENTS_FAULT:
         return _clients_fault(status, told)
+    if told.code == ErrorCode.UPSTREAM_REFUSED:  # another Parley's word
+        return ParleyError(ErrorCode.UPSTREAM_REFUSED, "What the upstream asks in turn refuses this.")
     message = _MESSAGES.get(status, f"The upstream answered with HTTP {status}.")
     return ParleyError(_CODES.get(status, ErrorCode.UPSTREAM_ERROR), message, retry_after=wait)
 

@@ -19,6 +19,8 @@ LONGEST_ANSWER = 1 << 26
 """Most bytes of one answer's event stream: some 200,000 tokens."""
 
 DONE = b"[DONE]"
+FILTERED = "content_filter"
+"""OpenAI's word for an answer that may not be told."""
 
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -54,8 +56,8 @@ class _Details(Struct):
 
 
 class _Counts(Struct):
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
 
 
@@ -79,6 +81,11 @@ class Reading:
         self._usage: dict[str, Any] = {}
         self.done = False
         """True once the upstream said that nothing follows."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has said why it ended: only its usage may follow."""
+        return self._reason is not None
 
     def take(self, block: bytes) -> Delta:
         """What some more bytes of the body say.
@@ -105,8 +112,10 @@ class Reading:
         """
         if self._reason is None:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, BROKEN)
+        if self._reason == FILTERED:
+            raise ParleyError(ErrorCode.UPSTREAM_REFUSED, "A filter of the upstream ended this answer.")
         if self._reason not in _REASONS:
-            raise ParleyError(ErrorCode.UPSTREAM_ERROR, "The upstream, or a filter of it, gave this answer up.")
+            raise ParleyError(ErrorCode.UPSTREAM_ERROR, "The upstream gave this answer up.")
         counts = self._counts()
         cached = counts.prompt_tokens_details.cached_tokens if counts.prompt_tokens_details else None
         return Finish(

@@ -12,7 +12,7 @@ from parley.engine.runners.seq2seq.chain import Chain
 from parley.engine.runners.seq2seq.cross_cache import CrossCache
 from parley.engine.runners.seq2seq.key_values import AttentionShape
 from parley.engine.runners.seq2seq.rules import Rules
-from parley.engine.runners.seq2seq.tree_cache import RelativeBias, TreeCache
+from parley.engine.runners.seq2seq.tree_cache import DistanceBias, TreeCache
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Cohort:
         relative: the model's relative position bias, if it has one.
     """
 
-    def __init__(self, slots: int, width: int, shape: AttentionShape, relative: RelativeBias | None) -> None:
+    def __init__(self, slots: int, width: int, shape: AttentionShape, relative: DistanceBias | None) -> None:
         self._width = width
         self._tree = TreeCache(shape, slots, width, relative)
         self._cross = CrossCache(shape, width)
@@ -46,14 +46,33 @@ class Cohort:
         """How many hypotheses all answers have."""
         return len(self.answers) * self._width
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the caches take."""
+        return self._tree.memory + self._cross.memory
+
+    def growth(self, tokens: int) -> int:
+        """Bytes that an answer to a prompt of so many tokens would add when it joins."""
+        return self._tree.growth() + self._cross.growth(tokens)
+
+    def fit(self) -> None:
+        """Gives memory back that no answer needs."""
+        self._tree.fit()
+        self._cross.fit()
+
     def add(self, answer: Answer, cross_keys_values: Tensor) -> None:
-        """Joins an answer; see `CrossCache.add`."""
-        self._tree.add()
+        """Joins an answer; see `CrossCache.add`.
+
+        Raises:
+            RuntimeError: when the memory is not there; it has not joined then.
+        """
+        self._tree.reserve()  # so that all that may fail comes before the first change
         self._cross.add(cross_keys_values)
+        self._tree.add()
         self.answers.append(answer)
 
     def remove(self, answer: Answer) -> None:
-        """Drops an answer. The caches keep their memory: new ones for every burst took a tenth of the time."""
+        """Drops an answer. Its memory stays until `fit`: new caches for every burst took a tenth of the time."""
         slot = self.answers.index(answer)
         self.answers[slot] = self.answers[-1]
         self.answers.pop()

@@ -17,10 +17,33 @@ class CrossCache:
         self._shape, self._width = shape, width
         self._shelves: dict[int, Shelf] = {}
         self._shelf_of: list[Shelf] = []
+        self._occupied: list[Shelf] = []
         self._stale = False
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return sum(shelf.memory for shelf in self._shelves.values())
+
+    def growth(self, tokens: int) -> int:
+        """Bytes that `add` would add for a prompt of so many tokens."""
+        room = _room(tokens)
+        return self._shelves[room].growth() if room in self._shelves else room * self._shape.token_bytes
+
+    def fit(self) -> None:
+        """Gives memory back that no prompt needs."""
+        self._shelves = {room: shelf for room, shelf in self._shelves.items() if shelf.slots}
+        for shelf in self._shelves.values():
+            shelf.fit()
+        if self._stale:
+            self._occupied = []
+
     def add(self, keys_values: Tensor) -> None:
-        """Opens the next slot for a prompt of `keys_values`: (layers, tokens, 2 * heads * head_size), keys first."""
+        """Opens the next slot for a prompt of `keys_values`: (layers, tokens, 2 * heads * head_size), keys first.
+
+        Raises:
+            RuntimeError: when the memory is not there; nothing has changed then.
+        """
         room = _room(keys_values.size(1))
         if room not in self._shelves:
             self._shelves[room] = Shelf(self._shape, room)
@@ -73,6 +96,19 @@ class Shelf:
         self._store = KeyValues(shape)
         self._lengths: list[int] = []
         self.slots: list[int] = []
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return self._store.memory
+
+    def growth(self) -> int:
+        """Bytes that one more prompt would add."""
+        return self._store.growth(len(self.slots) + 1, self._room)
+
+    def fit(self) -> None:
+        """Gives memory of free places back."""
+        self._store.fit(len(self.slots), self._room)
 
     def add(self, slot: int, keys_values: Tensor) -> None:
         """Takes a prompt in; see `CrossCache.add`."""

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         blocks: the layers.
         norm: applied after the last layer.
         head: from (rows, model size) to logits.
-        relative: the relative position bias of self-attention, or None; see `tree_cache.RelativeBias`.
+        relative: the relative position bias of self-attention, or None; see `tree_cache.DistanceBias`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """A model's own generation config, and what a request makes of it.
 
 A request changes the search as follows; everything it does not name stays the model's.
-- `temperature` 0 is greedy; a higher `temperature`, `top_p` or `top_k` is sampling. Both replace beam search.
+- `temperature` 0 is greedy; a higher one, a `top_k` or a `top_p` below 1 is sampling. Both replace beam search.
 - `max_tokens` lowers the model's own limit. Where the config states none, and `generate` would stop at 20 tokens,
   `max_tokens` may also raise it.
 - `seed` and `repetition_penalty` change neither the kind of search nor its width.
@@ -14,7 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from parley.engine.model import ModelError
-from parley.engine.runner import GREEDY_BELOW, Sampling
+from parley.engine.runner import Sampling
 from parley.engine.runners.seq2seq.ending import Ending
 
 _SERVED = {
@@ -61,12 +61,14 @@ class Generation:
     def adapted(self, sampling: Sampling) -> "Generation":
         """The config of one request, as the module's docstring says."""
         config = copy.copy(self.config)
-        if any(value is not None for value in (sampling.temperature, sampling.top_p, sampling.top_k)):
+        config.do_sample = sampling.draws(config.do_sample)
+        if config.do_sample or sampling.temperature is not None:
             config.num_beams = 1
-            config.do_sample = sampling.temperature is None or sampling.temperature >= GREEDY_BELOW
         for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
             if (value := getattr(sampling, name)) is not None:
                 setattr(config, name, value)
+        if config.do_sample and not config.temperature:
+            config.temperature = 1.0
         if sampling.max_tokens is not None:
             config.max_length = min(sampling.max_tokens + 1, self.ceiling)
         return replace(self, config=config)

@@ -22,7 +22,10 @@ def supported() -> bool:
 
 
 class Int8Linear(nn.Module):
-    """Stands for a float32 `nn.Linear`; input and output are float32."""
+    """Stands for a float32 `nn.Linear`; input and output are float32.
+
+    A row's numbers are the same to the bit whatever the other rows are; with AMX, in layers of 384 outputs and more.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

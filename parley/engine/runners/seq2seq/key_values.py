@@ -2,7 +2,8 @@
 
 Attention is written out as two batched products. torch's fused one is made for many queries: with the one of a greedy
 answer it takes twice as long. It also rounds by how many positions are read, which is what the longest neighbour needs;
-these products do not while whole groups are read and no more than `SAME_BITS` of them (MKL on x86, heads of 40).
+these products do not while whole groups are read, up to 256 positions (MKL on x86, heads of 40): the sums of more are
+split, and so are rounded in another order.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,6 @@ from torch import Tensor
 
 GROUP = 16
 """Positions are read in multiples of this: the numbers of a 512-bit register. Masked ones then add an exact zero."""
-
-SAME_BITS = 256
-"""Positions beyond which sums are split, and so are rounded in another order."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class AttentionShape:
     """What scores are multiplied by before the softmax."""
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token's keys and values in all layers."""
+        return 2 * self.layers * self.heads * self.head_size * self.dtype.itemsize
 
 
 def whole_groups(tokens: int) -> int:
@@ -55,14 +58,37 @@ class KeyValues:
         """How many tokens fit in a slot."""
         return self.data.size(4)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return self.data.nbytes
+
+    def growth(self, slots: int, capacity: int) -> int:
+        """Bytes that `reserve` would add."""
+        slots, capacity = self._grown(slots, capacity)
+        return slots * capacity * self._shape.token_bytes - self.memory
+
     def reserve(self, slots: int, capacity: int) -> None:
-        """Makes room for `capacity` tokens in each of so many slots; what the slots hold is kept."""
+        """Makes room for `capacity` tokens in each of so many slots; what the slots hold is kept.
+
+        Raises:
+            RuntimeError: when the memory is not there; nothing has changed then.
+        """
         _, _, had, _, room, _ = self.data.shape
-        if slots > had or capacity > room:
-            # Twice as many slots, so that a crowd that comes one by one is copied a few times only.
-            grown = self._zeros(max(slots, 2 * had) if slots > had else had, max(room, whole_groups(capacity)))
+        if (size := self._grown(slots, capacity)) != (had, room):
+            grown = self._zeros(*size)
             grown[:, :, :had, :, :room] = self.data
             self.data = grown
+
+    def fit(self, used: int, capacity: int) -> None:
+        """Gives memory back: of tokens beyond `capacity`, and of slots beyond twice the first, used ones.
+
+        With less than as many again, answers that end and begin in turn would have all copied each time.
+        """
+        _, _, had, _, room, _ = self.data.shape
+        slots = min(had, 2 * used)
+        if (slots, capacity) != (had, room):
+            self.data = self.data[:, :, :slots, :, :capacity].clone(memory_format=torch.contiguous_format)
 
     def move(self, source: int, target: int) -> None:
         """Copies a slot over another."""
@@ -107,6 +133,12 @@ class KeyValues:
         chances = (scores.view(slots, shape.heads, width, tokens) + bias).softmax(-1).to(values.dtype)
         attended = torch.bmm(chances.view(-1, width, tokens), values)
         return attended.view(slots, shape.heads, width, -1).transpose(1, 2).reshape(slots, width, -1)
+
+    def _grown(self, slots: int, capacity: int) -> tuple[int, int]:
+        """Slots and capacity with room for these: twice the slots, so that a crowd that comes one by one is copied a
+        few times only."""
+        _, _, had, _, room, _ = self.data.shape
+        return max(slots, 2 * had) if slots > had else had, max(room, whole_groups(capacity))
 
     def _zeros(self, slots: int, capacity: int) -> Tensor:
         shape = self._shape

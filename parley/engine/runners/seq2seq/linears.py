@@ -13,7 +13,8 @@ from parley.engine.runners.seq2seq.int8 import Int8Linear
 class PackedLinear(nn.Module):
     """Stands for an `nn.Linear`: the same numbers up to rounding, its weights in oneDNN's own order.
 
-    A row's numbers are the same to the bit whatever the other rows are, and how many.
+    A row's numbers are the same to the bit whatever the other rows are, and how many; except at bfloat16 on a CPU with
+    AMX, whose kernels sum in an order that depends on the number of rows.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

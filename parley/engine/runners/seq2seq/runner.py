@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Detokenizer, Job, ModelInfo, Placement, Step
 from parley.engine.runners import hardware
+from parley.engine.runners.loading import checked, prompt_fault
 from parley.engine.runners.seq2seq import int8, linears
 from parley.engine.runners.seq2seq.beams import BeamSearch
 from parley.engine.runners.seq2seq.chain import Chain
@@ -24,6 +25,7 @@ from parley.engine.runners.seq2seq.families import FAMILIES
 from parley.engine.runners.seq2seq.generation import Generation, complete
 from parley.engine.runners.seq2seq.key_values import AttentionShape
 from parley.engine.runners.seq2seq.rules import Rules
+from parley.startup import one_line
 from parley.tokenizer import Tokenizer
 
 _PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "stop", "logit_bias"]
@@ -51,10 +53,9 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Seq2SeqRunn
     try:
         model = _load_model(folder, where, torch.bfloat16 if precision == "bfloat16" else torch.float32)
         tokenizer = Tokenizer.load(folder.path)
-        return Seq2SeqRunner(model, tokenizer, precision, placement.max_batch, reason)
+        return Seq2SeqRunner(model, tokenizer, precision, placement, reason)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, ModelError) as error:
-        cause = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(f"model {folder.name!r}: it cannot be served by seq2seq: {cause}") from error
+        raise ModelError(f"model {folder.name!r}: it cannot be served by seq2seq: {one_line(error)}") from error
 
 
 def _precision(placement: Placement, where: torch.device) -> str:
@@ -76,9 +77,7 @@ def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) ->
         trust_remote_code=False,
         output_loading_info=True,
     )
-    if bad := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise ValueError(f"its weights do not fit its config ({bad[0]}); fetch the whole model")
-    return model.to(where).eval().requires_grad_(False)
+    return checked(model, report).to(where).eval().requires_grad_(False)
 
 
 class Seq2SeqRunner:
@@ -88,25 +87,29 @@ class Seq2SeqRunner:
         model: transformers' model, on its device; its decoder is taken apart.
         tokenizer: the model's.
         precision: float32, bfloat16 or int8; the model is in bfloat16 for the second, else in float32.
-        max_batch: most answers decoded together.
+        placement: how many answers are decoded together, and in how much memory.
         reason: why this engine was chosen.
 
     Raises:
         ModelError: when the generation config asks for what is not served.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, precision: str, max_batch: int, reason: str) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, precision: str, placement: Placement, reason: str) -> None:
         self._positions = _positions(model.config, tokenizer)
         self._vocabulary = model.config.vocab_size
         self._generation = complete(model.generation_config, self._positions, self._vocabulary)
         self._clean_up = model.config.model_type.startswith("blenderbot")
         self._tokenizer = tokenizer
-        self._device, self._max_batch = model.device, max_batch
+        self._device, self._max_batch = model.device, placement.max_batch
         self._decoder, self._shape = _take_apart(model)
         self._encoder = model.get_encoder()
         for part in (self._encoder, self._decoder):
             linears.prepare(part, precision, self._device)
-        self._cohorts: dict[int, Cohort] = {}
+        self._budget = hardware.cache_bytes(self._device) if placement.cache_bytes is None else placement.cache_bytes
+        self._cohorts = {
+            width: Cohort(self._max_batch, width, self._shape, self._decoder.relative)
+            for width in {1, self._generation.config.num_beams}
+        }
         self._waiting: deque[Job] = deque()
         self._info = ModelInfo(
             engine="seq2seq",
@@ -136,6 +139,7 @@ class Seq2SeqRunner:
         for cohort in self._cohorts.values():
             for answer in [answer for answer in cohort.answers if answer.id == job_id]:
                 cohort.remove(answer)
+        self._trim()
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
@@ -148,6 +152,7 @@ class Seq2SeqRunner:
             positions = torch.tensor([place for _, places in rows for place in places], device=self._device)
             logits = self._decoder(tokens, positions, cohorts).split([cohort.rows for cohort in cohorts])
             steps += [step for cohort, part in zip(cohorts, logits, strict=True) for step in cohort.advance(part)]
+            self._trim()
         return steps
 
     def detokenizer(self) -> Detokenizer:
@@ -158,7 +163,7 @@ class Seq2SeqRunner:
         """Encodes the prompts of waiting jobs while there is room; returns those that cannot be served."""
         failed: list[Step] = []
         encoded = 0
-        while self._waiting and encoded < _ENCODED_PER_STEP and self._active < self._max_batch:
+        while self._waiting and encoded < _ENCODED_PER_STEP and self._has_room(self._waiting[0]):
             job = self._waiting.popleft()
             if fault := self._fault(job) or self._begin(job):
                 failed.append(Step(job.id, error=fault))
@@ -170,32 +175,47 @@ class Seq2SeqRunner:
     def _active(self) -> int:
         return sum(len(cohort.answers) for cohort in self._cohorts.values())
 
+    @property
+    def _memory(self) -> int:
+        return sum(cohort.memory for cohort in self._cohorts.values())
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether a job may join: the batch has a place, and the caches stay within their budget or are all its own."""
+        if self._active >= self._max_batch:
+            return False
+        cohort, tokens = self._cohort(self._generation.adapted(job.sampling)), min(len(job.prompt), self._positions)
+        self._trim(cohort.growth(tokens))
+        return not self._active or self._memory + cohort.growth(tokens) <= self._budget
+
+    def _trim(self, growth: int = 0) -> None:
+        """Frees what the caches hold without need, if they and so many bytes more exceed their budget."""
+        if self._memory + growth > self._budget:
+            for cohort in self._cohorts.values():
+                cohort.fit()
+
+    def _cohort(self, generation: Generation) -> Cohort:
+        return self._cohorts[generation.config.num_beams]
+
     def _begin(self, job: Job) -> str | None:
         """Encodes a prompt and joins its answer to the cohort of its width; returns why that failed, if it did."""
         generation = self._generation.adapted(job.sampling)
+        rules = Rules(generation.config, job.prompt, job.sampling.logit_bias)
+        answer = Answer(job.id, rules, _search(generation, job.sampling.seed, self._device))
         prompt = torch.tensor([job.prompt], device=self._device)
         try:
             encoded = self._encoder(input_ids=prompt, attention_mask=torch.ones_like(prompt)).last_hidden_state[0]
-            cross = self._decoder.cross_keys_values(encoded)
+            self._cohort(generation).add(answer, self._decoder.cross_keys_values(encoded))
+        except torch.AcceleratorError:  # a device that has failed fails all that follow: a new process helps
+            raise
         except RuntimeError as error:  # torch's, out of memory included: this prompt's alone
-            return f"the encoder failed ({type(error).__name__})"
-        width = generation.config.num_beams
-        if width not in self._cohorts:
-            self._cohorts[width] = Cohort(self._max_batch, width, self._shape, self._decoder.relative)
-        rules = Rules(generation.config, job.prompt, job.sampling.logit_bias)
-        search = _search(generation, job.sampling.seed, self._device)
-        self._cohorts[width].add(Answer(job.id, rules, search), cross)
+            return f"the answer could not begin ({type(error).__name__})"
         return None
 
     def _fault(self, job: Job) -> str | None:
         """Why a job cannot be served at all."""
-        if not job.prompt:
-            return "the prompt has no tokens"
         if len(job.prompt) > self._positions:
             return f"the prompt has {len(job.prompt)} tokens and the encoder reads {self._positions}"
-        if not 0 <= min(job.prompt) <= max(job.prompt) < self._vocabulary:
-            return f"the prompt holds a token outside the vocabulary of {self._vocabulary}"
-        return None
+        return prompt_fault(job.prompt, self._vocabulary)
 
 
 def _take_apart(model: Any) -> tuple[Decoder, AttentionShape]:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from parley.engine.runners.seq2seq.key_values import AttentionShape, KeyValues, whole_groups
 
-RelativeBias = Callable[[Tensor], Tensor]
+DistanceBias = Callable[[Tensor], Tensor]
 """From distances in tokens (slots, nodes) to what is added to the scores: (slots, heads, 1, nodes)."""
 
 _FIRST_CAPACITY = 64
@@ -34,7 +34,7 @@ class TreeCache:
         relative: the model's relative position bias, if it has one.
     """
 
-    def __init__(self, shape: AttentionShape, slots: int, width: int, relative: RelativeBias | None) -> None:
+    def __init__(self, shape: AttentionShape, slots: int, width: int, relative: DistanceBias | None) -> None:
         self._shape, self._width, self._relative = shape, width, relative
         self._store = KeyValues(shape)
         self._sees = torch.zeros((slots, width, 0), dtype=torch.bool, device=shape.device)
@@ -45,9 +45,33 @@ class TreeCache:
         self._first_limit = whole_groups(max(_FIRST_CAPACITY, 4 * width))
         self._reserve(self._first_limit)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the keys and values take."""
+        return self._store.memory
+
+    def growth(self) -> int:
+        """Bytes that `reserve` would add."""
+        return self._store.growth(len(self._used) + 1, self._sees.size(2))
+
+    def fit(self) -> None:
+        """Gives memory back that no answer needs."""
+        capacity = max(self._limits, default=self._first_limit)
+        self._store.fit(len(self._used), capacity)
+        if capacity < self._sees.size(2):
+            self._sees, self._depths = self._sees[:, :, :capacity].clone(), self._depths[:, :capacity].clone()
+
+    def reserve(self) -> None:
+        """Makes room for one more slot.
+
+        Raises:
+            RuntimeError: when the memory is not there; nothing has changed then.
+        """
+        self._store.reserve(len(self._used) + 1, self._sees.size(2))
+
     def add(self) -> None:
         """Opens the next slot, with no nodes."""
-        self._store.reserve(len(self._used) + 1, self._sees.size(2))
+        self.reserve()
         self._sees[len(self._used)] = False
         self._used.append(0)
         self._limits.append(self._first_limit)

@@ -80,6 +80,8 @@ class Batch:
 
     def cancel(self, request_id: str) -> None:
         """Forgets a request and frees its blocks at once."""
+        if request_id in self._scheduler.active_requests:
+            self._release(request_id)
         self._scheduler.set_request_cancellation(request_id)
         self._scheduler.clear_cancelled_requests()
         self._suspects = deque(state for state in self._suspects if state.request_id != request_id)
@@ -125,11 +127,20 @@ class Batch:
             cached = self._cached.pop(state.request_id) if finished else self._cached[state.request_id]
             yield Progress(state.request_id, token, finished, cached)
 
+    def _release(self, request_id: str) -> None:
+        """Takes an active request out and frees its blocks.
+
+        A scheduler whose cache was full lets nobody in until an answer ends, and counts only those that it ends itself:
+        without the last line, all who wait would wait for ever once the others are cancelled.
+        """
+        self._scheduler.finish_request(request_id)
+        self._scheduler.block_new_requests = False
+
     def _suspect_all(self, error: Exception) -> list[Progress]:
         """Takes every active request out; with only one, it is the culprit and fails."""
         states = list(self._scheduler.active_requests.values())
         for state in states:
-            self._scheduler.finish_request(state.request_id)
+            self._release(state.request_id)
         if len(states) == 1:
             self._cached.pop(states[0].request_id, None)
             return [Progress(states[0].request_id, error=f"the model failed ({type(error).__name__})")]
@@ -147,7 +158,7 @@ class Batch:
             progress = self._pass()
         scheduler.waiting_requests, scheduler.waiting_requests_order = aside
         for state in list(scheduler.active_requests.values()):
-            scheduler.finish_request(state.request_id)
+            self._release(state.request_id)
             self._cleared.append(state.create_equivalent_initial_request())
         return progress
 

@@ -9,8 +9,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import FinishReason, Job, ModelInfo, Placement, Step
 from parley.engine.runners import hardware
+from parley.engine.runners.loading import checked, prompt_fault
 from parley.engine.runners.transformers.batch import Batch, Progress
 from parley.engine.runners.transformers.sampler import Answer, Sampler, begin
+from parley.startup import one_line
 from parley.tokenizer import StreamText, Tokenizer, WholeText
 
 _PARAMETERS = [
@@ -48,8 +50,7 @@ def load(folder: ModelFolder, placement: Placement, reason: str) -> "Transformer
         config = _generation_config(folder, model)
         return TransformersRunner(model, config, Tokenizer.load(folder.path), placement, reason)
     except (OSError, ValueError, LookupError, AttributeError, ImportError, RuntimeError, MemoryError) as error:
-        cause = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(f"model {folder.name!r}: transformers cannot load it: {cause}") from error
+        raise ModelError(f"model {folder.name!r}: transformers cannot load it: {one_line(error)}") from error
 
 
 def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) -> Any:
@@ -63,9 +64,7 @@ def _load_model(folder: ModelFolder, where: torch.device, dtype: torch.dtype) ->
         attn_implementation="flash_attention_2" if where.type == "cuda" and is_flash_attn_2_available() else None,
         output_loading_info=True,
     )
-    if bad := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise ValueError(f"its weights do not fit its config ({bad[0]}); fetch the whole model")
-    return model.to(where)
+    return checked(model, report).to(where)
 
 
 def _generation_config(folder: ModelFolder, model: Any) -> GenerationConfig:
@@ -165,14 +164,10 @@ class TransformersRunner:
 
     def _fault(self, job: Job) -> str | None:
         """Why a job cannot be served at all."""
-        context, vocabulary = self._info.context_length, self._info.vocabulary or 0
-        if not job.prompt:
-            return "the prompt has no tokens"
+        context = self._info.context_length
         if len(job.prompt) >= context:
             return f"the prompt's {len(job.prompt)} tokens leave no room in the context of {context}"
-        if not 0 <= min(job.prompt) <= max(job.prompt) < vocabulary:
-            return f"the prompt holds a token outside the vocabulary of {vocabulary}"
-        return None
+        return prompt_fault(job.prompt, self._info.vocabulary or 0)
 
     def _limit(self, job: Job) -> int:
         """Most tokens of the answer: never more than the context has room for."""

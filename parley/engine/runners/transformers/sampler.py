@@ -18,7 +18,7 @@ from torch import FloatTensor, LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
-from parley.engine.runner import GREEDY_BELOW, Job, Sampling
+from parley.engine.runner import Job, Sampling
 
 
 @dataclass
@@ -102,9 +102,11 @@ def _random(seed: int | None) -> Random:
 
 def _config(sampling: Sampling, base: GenerationConfig) -> GenerationConfig:
     config = copy.deepcopy(base)
+    config.do_sample = sampling.draws(bool(config.do_sample))
     if sampling.temperature is not None:
-        config.do_sample = sampling.temperature >= GREEDY_BELOW
         config.temperature = sampling.temperature if config.do_sample else None
+    elif config.do_sample and not config.temperature:
+        config.temperature = 1.0
     for name in ("top_p", "top_k", "repetition_penalty"):
         if (value := getattr(sampling, name)) is not None:
             setattr(config, name, value)
