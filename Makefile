@@ -107,8 +107,8 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	cp $(@D)/build/bin/llama-server $(@D)/bin/
 	@touch $@
 
-# The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. Two hours on two cores;
-# it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
+# The embedded model from nothing: corpus, tokenizer, weights, both formats, evaluation, card. Under three hours on two
+# cores; it goes on where it was stopped. TRAIN holds options: see `python -m training --help`.
 # Memory that is given back after each step has to be cleared by the kernel for the next one.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=12000000000 THP_MEM_ALLOC_ENABLE=1
 model: .venv/run.stamp

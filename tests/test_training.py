@@ -11,6 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parley.contract.chat import Message
@@ -105,6 +106,18 @@ def test_a_finished_run_is_left_alone(made: tuple[Path, Path]) -> None:
     before = (out / "checkpoint.pt").stat().st_mtime_ns
     training("tokenizer", "train", "--tokens", "0.02", "--out", out, "--model", model)
     assert (out / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_training_begins_with_the_weights_of_a_model(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Fails when a second run begins from nothing, or splits words otherwise than the model that it goes on with."""
+    _, old = made
+    out, new = tmp_path / "out", tmp_path / "model"
+    slow = ("--seed", "2", "--rate", "0", "--tokens", "0.02")
+    training("tokenizer", "train", "export", "--weights", old, *slow, "--out", out, "--model", new)
+    assert (new / "tokenizer.json").read_text("utf-8") == (old / "tokenizer.json").read_text("utf-8")
+    before, after = (load_file(folder / "model.safetensors") for folder in (old, new))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=0.05, atol=0.005)
 
 
 def test_both_formats_hold_the_same_model(made: tuple[Path, Path]) -> None:

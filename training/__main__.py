@@ -41,13 +41,17 @@ def _check(_: argparse.Namespace) -> None:
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
     path = arguments.out / "tokenizer.json"
-    if not path.exists():
+    if arguments.weights:
+        shutil.copy(arguments.weights / "tokenizer.json", path)
+    elif not path.exists():
         train_tokenizer(_book(), Shape().vocabulary, arguments.seed).save(str(path))
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    plan = Plan(minutes=arguments.minutes, tokens=int(arguments.tokens * 1e6))
+    plan = Plan(minutes=arguments.minutes, tokens=int(arguments.tokens * 1e6), rate=arguments.rate)
     trainer = Trainer(Shape(), plan, arguments.out, arguments.seed)
+    if arguments.weights:
+        trainer.begin_with(arguments.weights / "model.safetensors")
     trainer.resume()
     if trainer.done < 1:
         seed = arguments.seed + 1 + trainer.step
@@ -83,6 +87,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time at most")
     parser.add_argument("--tokens", type=float, default=Plan.tokens / 1e6, help="training tokens at most, in millions")
+    parser.add_argument("--weights", type=Path, help="a model folder whose weights and tokenizer to begin with")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="of the learning rates, for such a beginning")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of checkpoints, loss curve and evaluation")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder that the finished model is written to")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs have made")

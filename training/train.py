@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.model import Model, Shape
@@ -25,6 +26,8 @@ class Plan:
     tokens: int = 86_000_000
     batch_tokens: int = 4096
     warmup_tokens: int = 250_000
+    rate: float = 1.0
+    """Of the rates below: less for a model that begins with trained weights."""
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     decay: float = 0.05
@@ -53,7 +56,7 @@ class Trainer:
     @property
     def rate(self) -> float:
         """The factor on the learning rates."""
-        return min(1.0, self.tokens / self.plan.warmup_tokens) * (1 - self.done) + 1e-3
+        return self.plan.rate * min(1.0, self.tokens / self.plan.warmup_tokens) * (1 - self.done) + 1e-3
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Train until the budget is used; print a line, log and save now and then."""
@@ -106,6 +109,10 @@ class Trainer:
         fresh = self.folder / "checkpoint.new"
         torch.save(state, fresh)
         fresh.replace(self.folder / "checkpoint.pt")
+
+    def begin_with(self, weights: Path) -> None:
+        """Take a trained model's weights (safetensors) in place of random ones; everything else begins anew."""
+        self.model.load_state_dict(load_file(weights))
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
