@@ -103,7 +103,7 @@ LLAMA_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_
 	tar xzf $(@D)/llama_cpp_python-$(LLAMA_CPP_PYTHON).tar.gz --directory $(@D) --strip-components 2 --wildcards '*/vendor/llama.cpp'
 	$(BIN)/pip install --quiet --no-deps --target $(@D)/python sentencepiece==0.2.1
 	cmake -S $(@D)/llama.cpp -B $(@D)/build $(LLAMA_OPTIONS)
-	cmake --build $(@D)/build --target llama-server --parallel
+	cmake --build $(@D)/build --target llama-server --parallel $$(getconf _NPROCESSORS_ONLN)
 	cp $(@D)/build/bin/llama-server $(@D)/bin/
 	@touch $@
 

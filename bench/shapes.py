@@ -125,8 +125,9 @@ def build(name: str, root: Path) -> Path:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether the embedded model is still the one that was copied."""
-    return filecmp.cmp(folder / "model.safetensors", POCKET / "model.safetensors", shallow=False)
+    """Whether the embedded model and its export are still those that were copied."""
+    names = ("model.safetensors", "openvino/openvino_model.xml", "openvino/openvino_model.bin")
+    return all(filecmp.cmp(folder / name, POCKET / name, shallow=False) for name in names)
 
 
 def _build(shape: Shape, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import openvino as ov
 import pytest
+from openvino._offline_transformations import paged_attention_transformation
 
 from parley.contract.chat import Message
 from parley.engine.hardware import cache_blocks
@@ -355,6 +357,18 @@ def test_a_precision_that_is_not_there_is_one_line(folder: ModelFolder, placemen
     """Fails when an operator's wrong precision is ignored, or ends in a library's traceback."""
     with pytest.raises(ModelError, match=words):
         openvino.load(folder, placement, "test")
+
+
+def test_the_embedded_graph_is_read_in_few_operations() -> None:
+    """Fails when rotary positions or projections of the embedded model's export fall apart, which is a fifth slower."""
+    graph = ov.Core().read_model(POCKET / "openvino" / "openvino_model.xml")
+    paged_attention_transformation(graph)  # what GenAI's pipeline does with it first
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = Counter(node.rt_info["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops())
+    layers = kinds["PagedAttention"]
+    assert layers == json.loads((POCKET / "config.json").read_text())["num_hidden_layers"]
+    assert kinds["RoPE"] == 2 * layers  # queries and keys
+    assert kinds["FullyConnected"] == 4 * layers + 1  # into and out of attention and feed-forward; the logits
 
 
 def test_auto_says_why(folder: ModelFolder) -> None:

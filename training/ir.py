@@ -66,7 +66,7 @@ class _Graph:
         return ops.add(x, self._feed_forward(self._norm(x, name + "post_attention_layernorm"), name + "mlp."))
 
     def _attention(self, x: Node, name: str) -> Node:
-        q, k, v = (self._heads(self._linear(x, f"{name}{part}_proj")) for part in "qkv")
+        q, k, v = map(self._heads, self._linears(x, [f"{name}{part}_proj" for part in "qkv"]))
         k = self._cached(self._rotated(k), name + "key")
         v = self._cached(v, name + "value")
         mixed = ops.scaled_dot_product_attention(self._rotated(q), k, v, self.bias)
@@ -74,8 +74,8 @@ class _Graph:
         return self._linear(merged, name + "o_proj")
 
     def _feed_forward(self, x: Node, name: str) -> Node:
-        gate = ops.swish(self._linear(x, name + "gate_proj"))
-        return self._linear(ops.multiply(gate, self._linear(x, name + "up_proj")), name + "down_proj")
+        gate, up = self._linears(x, [name + "gate_proj", name + "up_proj"])
+        return self._linear(ops.multiply(ops.swish(gate), up), name + "down_proj")
 
     def _heads(self, x: Node) -> Node:
         split = ops.reshape(x, [0, 0, self.shape.heads, self._head_width], True)
@@ -108,8 +108,10 @@ class _Graph:
         return ops.cos(angles), ops.sin(angles)
 
     def _rotated(self, x: Node) -> Node:
-        first, second = ops.split(x, 3, 2).outputs()
-        turned = ops.concat([ops.negative(second), first], 3)
+        """Rotary positions, in the one spelling of them that OpenVINO makes a single operation of (`RoPEFusion`)."""
+        half = self._head_width // 2
+        first, second = ops.variadic_split(x, np.int64(3), np.array([half, half])).outputs()
+        turned = ops.concat([ops.multiply(second, np.float32(-1)), first], -1)
         return ops.add(ops.multiply(x, self.cos), ops.multiply(turned, self.sin))
 
     def _causal_bias(self) -> Node:
@@ -128,9 +130,16 @@ class _Graph:
     def _linear(self, x: Node, name: str) -> Node:
         return ops.matmul(x, self._weight(name + ".weight"), False, True)
 
-    def _weight(self, name: str) -> Node:
-        """A weight as float32, stored as fp16, which holds what bfloat16 has of numbers of this size."""
-        return ops.convert(ops.constant(self.weights[name].astype(np.float16)), np.float32)
+    def _linears(self, x: Node, names: list[str]) -> list[Node]:
+        """Several projections of one input as one multiplication: at one user, each call costs as much as its work."""
+        widths = np.array([len(self.weights[name + ".weight"]) for name in names])
+        whole = ops.matmul(x, self._weight(*(name + ".weight" for name in names)), False, True)
+        return ops.variadic_split(whole, np.int64(2), widths).outputs()
+
+    def _weight(self, *names: str) -> Node:
+        """Weights, one below the other, as float32; stored as fp16, which holds what bfloat16 has of such numbers."""
+        rows = np.concatenate([self.weights[name] for name in names])
+        return ops.convert(ops.constant(rows.astype(np.float16)), np.float32)
 
 
 def _input(name: str) -> ov.Node:
