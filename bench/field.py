@@ -74,6 +74,8 @@ def _llama_cpp(folder: Path, log: Path) -> Contestant:
     model = exports.gguf(folder)
     context = MOST_USERS * _context(folder)
     options = ["--model", str(model), "--port", str(PORT), "--parallel", str(MOST_USERS), "--ctx-size", str(context)]
+    # On x86 it rearranges Q8_0 for AMX only, and crashes then (its issue 20824).
+    options += ["--no-repack"]
     target = Target(URL, "llama", _sampling(folder))
     return Server("llama.cpp Q8_0", [str(exports.LLAMA / "bin" / "llama-server"), *options], target, log)
 

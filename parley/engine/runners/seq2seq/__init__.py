@@ -2,11 +2,11 @@
 
 import os
 
-# torch's threads wait for one another by spinning, for so long that answers halt where other programs need the cores:
-# with one of two taken, a token cost 25 ms and more, and costs 4 to 5 where they spin briefly and then sleep; where
-# nobody disturbs, 1.3 ms both ways. OpenMP reads this once, when torch is loaded: hence here, before it is.
+# torch's threads wait for one another by spinning, for so long that answers halt where other programs need the cores;
+# where they sleep at once, waking them costs up to half of the speed. So they spin briefly: docs/decisions.md has the
+# figures. OpenMP reads this once, when torch is loaded: hence here, before it is.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from parley.engine.runners.seq2seq.runner import load
 
