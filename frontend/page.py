@@ -1,14 +1,17 @@
 """The page, whatever answers."""
 
 import os
+import secrets
 from collections.abc import Callable
 
 import streamlit as st
 
 import sidebar
+import tab
 import transcript
 from backend import Backend
 from session import Session
+from sessions import Sessions
 from settings import Settings, SettingsError
 
 SUGGESTIONS = [
@@ -40,6 +43,7 @@ def show_page(connect: Callable[[Settings], Backend], address: Callable[[Setting
     _show_conversation(session, settings)
     _show_input(session, settings.max_input_chars)
     _show_sidebar(session, settings, address(settings))
+    tab.keep_name(st.session_state.tab_name)
 
 
 def _settings() -> Settings:
@@ -50,10 +54,25 @@ def _settings() -> Settings:
     return chosen
 
 
+@st.cache_resource
+def _sessions() -> Sessions:
+    return Sessions()
+
+
 def _session(connect: Callable[[Settings], Backend], settings: Settings) -> Session:
-    if "session" not in st.session_state:
-        st.session_state.session = Session(connect(settings))
-    session: Session = st.session_state.session
+    """This tab's session; after a reload the one that it had before, once the tab has told its name."""
+    state, sessions = st.session_state, _sessions()
+    if "session" not in state:
+        state.session, state.tab_name = Session(connect(settings)), secrets.token_urlsafe(16)
+    had = tab.kept_name()
+    if had is not None and had != state.tab_name:
+        sessions.forget(state.tab_name)
+        kept = sessions.find(had)
+        state.tab_name = had
+        if kept is not None and not state.session.conversation.turns:
+            state.session = kept
+    session: Session = state.session
+    sessions.keep(state.tab_name, session)
     return session
 
 

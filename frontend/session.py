@@ -7,7 +7,7 @@ from standing import Watch
 
 
 class Session:
-    """What `st.session_state` keeps between runs of the page; no other session sees it."""
+    """What is kept between runs of the page, and over a reload of it; no other tab sees it."""
 
     def __init__(self, backend: Backend) -> None:
         self.watch = Watch(backend)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from threading import Thread
 
 from backend import Backend
 from parley.contract.errors import ErrorCode, ParleyError
@@ -10,6 +11,8 @@ from trouble import meaning
 
 FRESH = 10.0
 """Seconds for which what was heard counts as news."""
+BRIEF = 0.3
+"""Seconds that a look waits for news: a page that waits draws nothing else, and takes no click."""
 
 _MEANING = {
     ErrorCode.UPSTREAM_ERROR: NO_CHAT,
@@ -29,24 +32,31 @@ class Standing:
 
 
 class Watch:
-    """Remembers the last standing of one backend."""
+    """Remembers the last standing of one backend, and asks for news on a thread of its own."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._standing = Standing(False, "")
+        self._standing = Standing(False, "Asking")
+        self._asking: Thread | None = None
         self.forget()
 
     def look(self) -> Standing:
-        """The standing, at most `FRESH` seconds old."""
+        """The last standing heard; what is older than `FRESH` is asked for anew, and waited for briefly."""
         now = time.monotonic()
-        if now - self._asked >= FRESH:
-            self._standing = self._ask()
+        if now - self._asked >= FRESH and (self._asking is None or not self._asking.is_alive()):
             self._asked = now
+            self._asking = Thread(target=self._listen, daemon=True)
+            self._asking.start()
+        if self._asking is not None:
+            self._asking.join(BRIEF)
         return self._standing
 
     def forget(self) -> None:
         """Makes the next look ask again: something has gone wrong since."""
         self._asked = time.monotonic() - FRESH
+
+    def _listen(self) -> None:
+        self._standing = self._ask()
 
     def _ask(self) -> Standing:
         try:

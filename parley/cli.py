@@ -4,6 +4,7 @@ Needs neither torch nor the service's packages, but for `convert`, which is a pr
 """
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -21,12 +22,18 @@ FAILED = 1
 INTERRUPTED = 130
 """What shells expect of a program that Ctrl-C ended."""
 
+NO_TEXT = "the question is not in the encoding of this terminal, which is most likely UTF-8"
+
 _SHOWN_CONTROLS = {ord("\n"), ord("\t")}
 _HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in _SHOWN_CONTROLS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 for success, 1 with a line on stderr for a failure."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # whatever the locale says: `_is_text` looks for what is no text
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.run is not _convert:
@@ -38,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_told(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:  # of reading and printing: the client's are ParleyErrors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-        return FAILED
+        return FAILED if isinstance(error, BrokenPipeError) else _fail(str(error.strerror))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +87,8 @@ def _ask(chosen: argparse.Namespace, client: Client) -> int:
     question = sys.stdin.read().strip() if chosen.question == "-" else chosen.question
     if not question:
         return _fail("there is no question: give it as an argument or on stdin")
+    if not _is_text(question):
+        return _fail(NO_TEXT)
     with client.stream([Message("user", question)]) as stream:
         for piece in stream:
             _show(piece)
@@ -116,6 +125,8 @@ class Terminal:
         while (line := _read_line()) is not None:
             if line == "/clear":
                 self._messages.clear()
+            elif not _is_text(line):
+                _fail(NO_TEXT)
             elif line:
                 self._answer(line)
         print()
@@ -141,6 +152,11 @@ class Terminal:
             self._messages.append(Message("assistant", "".join(text)))
         else:
             self._messages.pop()
+
+
+def _is_text(typed: str) -> bool:
+    """Whether all bytes that were typed or read were characters; what was none is half a surrogate pair here."""
+    return not any("\ud800" <= character <= "\udfff" for character in typed)
 
 
 def _read_line() -> str | None:

@@ -144,6 +144,22 @@ class Client:
             return False
 
     def _post(self, request: dict[str, Any], stream: bool) -> requests.Response:
+        """Asks, and once more where that may go better: nothing was done of what was refused like this.
+
+        A service that stops has closed the connection, and behind the same address there may be another that does not;
+        one that has another model now is asked anew what it serves.
+        """
+        try:
+            return self._post_once(request, stream)
+        except ParleyError as error:
+            renamed = error.code is ErrorCode.MODEL_NOT_FOUND and self._model is None and bool(self._listed)
+            if not renamed and error.code is not ErrorCode.DRAINING:
+                raise
+            if renamed:
+                self._listed = []
+        return self._post_once(request, stream)
+
+    def _post_once(self, request: dict[str, Any], stream: bool) -> requests.Response:
         body = _as_bytes({"model": self._model_name(), **request})
         headers = {"Content-Type": "application/json"}
         sent = self._send("POST", "/v1/chat/completions", self._timeout, data=body, headers=headers, stream=stream)

@@ -162,12 +162,14 @@ class Settings(BaseModel):
         return value and _base_url(value)
 
     def placed(self) -> dict[str, str]:
-        """Variables that name the same folders wherever they are read: a Bento's workers run in the Bento's own."""
-        folders = {"PARLEY_CACHE": str(self.cache.absolute())}
+        """Variables that name the same places wherever they are read: a Bento's workers run in the Bento's folder."""
+        places = {"PARLEY_CACHE": str(self.cache.absolute())}
         model = Path(self.model).expanduser()
         if self.model != "pocket" and model.is_dir():
-            folders["PARLEY_MODEL"] = str(model.absolute())
-        return folders
+            places["PARLEY_MODEL"] = str(model.absolute())
+        if self.keys_file is not None:
+            places["PARLEY_KEYS_FILE"] = str(self.keys_file.absolute())
+        return places
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

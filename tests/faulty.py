@@ -100,6 +100,8 @@ MODES: dict[str, Script | list[Script]] = {
     "no-done": streams(ROLE + text("all ") + text("of it") + ENDED),
     "no-end": raw(STREAM_HEAD, chunked(WHOLE.removesuffix(DONE)), then=silence),
     "drip-after-end": raw(STREAM_HEAD, chunked(WHOLE.removesuffix(DONE)), then=forever(chunked(b": still here\n\n"))),
+    "reset-after-end": raw(STREAM_HEAD, chunked(WHOLE.removesuffix(DONE)), then=reset),
+    "cut-after-end": raw(STREAM_HEAD, chunked(WHOLE.removesuffix(DONE))),
     "uncounted": streams(ROLE + text("all ") + text("of it", "stop") + DONE),
     "comments": streams(b": wait\n\n", b"event: x\nid: 1\n\n", WHOLE),
     "busy-once": once(answers("429 Too Many Requests", told("rate_limit_exceeded"), more="retry-after-ms: 20\r\n")),
@@ -109,6 +111,13 @@ MODES: dict[str, Script | list[Script]] = {
     "bad-request": answers("400 Bad Request", SCREAM),
     "too-long": answers("400 Bad Request", told("context_length_exceeded")),
     "too-long-in-words": answers("400 Bad Request", told(400, "This model's maximum context length is 10 tokens")),
+    "too-long-flat": answers("400 Bad Request", b'{"object": "error", "message": "maximum context length is 9"}'),
+    "too-long-sglang": answers(
+        "400 Bad Request", told(400, "The input (9 tokens) is longer than the model's context length")
+    ),
+    "too-long-llama-cpp": answers("400 Bad Request", told(400, "the request exceeds the available context size (9)")),
+    "not-utf-8-refusal": answers("400 Bad Request", b'{"error": {"message": "\xe9tat", "code": 400}}'),
+    "silly-date": answers("503 No", b"", more="Retry-After: Mon, 01 Jan 99999 00:00:00 GMT\r\n"),
     "unsupported": answers("400 Bad Request", told("unsupported_parameter", param="temperature")),
     "unprocessable": answers("422 Unprocessable Entity", b"[]"),
     "unauthorized": answers("401 Unauthorized", SCREAM),

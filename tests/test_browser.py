@@ -106,6 +106,37 @@ def test_tokens_arrive_while_a_person_clicks_and_stop_keeps_them(page):
     page.screenshot(path=ARTIFACTS / "3-stopped.png")
 
 
+def test_reload_goes_on_where_it_was(page, address):
+    """A reload loses what was said or the answer under way; or another tab is shown what this one said."""
+    ask(page, "mine alone")
+    expect(page.get_by_text("tokens read")).to_be_visible(timeout=PATIENCE)
+    ask(page, "slow " + " ".join(f"word{number}" for number in range(150)))
+    page.get_by_text(re.compile("slow word0 word1")).nth(1).wait_for()
+    page.reload()
+    expect(page.get_by_text("word149")).to_have_count(2, timeout=PATIENCE)
+    expect(page.get_by_text("mine alone")).to_have_count(2)
+    page.screenshot(path=ARTIFACTS / "8-reloaded.png")
+    other = page.context.browser.new_page()
+    other.goto(address)
+    expect(other.get_by_test_id("stSidebar")).to_contain_text("Ready", timeout=PATIENCE)
+    expect(other.get_by_role("button", name="Who is Batman?")).to_be_visible()
+    assert other.get_by_text("mine alone").count() == 0
+
+
+def test_page_is_dark_for_who_prefers_it(page):
+    """The page is white at night whatever the browser asks for."""
+    colours = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.reload()
+        expect(page.get_by_test_id("stSidebar")).to_contain_text("Ready", timeout=PATIENCE)
+        found = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
+        colours[scheme] = [int(part) for part in re.findall(r"\d+", found)[:3]]
+        page.screenshot(path=ARTIFACTS / f"9-{scheme}.png")
+    assert min(colours["light"]) > 200
+    assert max(colours["dark"]) < 60
+
+
 def test_odd_text_is_shown_and_downloaded_as_it_is(page):
     """Model text runs as HTML, loads a picture from elsewhere, or becomes a formula; downloads differ from the page."""
     ask(page, ODD)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from parley.cli import NO_TEXT
 from tests.scripted import Say, answers, chat_service, scripted, streams
 
 COMMAND = [sys.executable, "-m", "parley.cli"]
@@ -183,6 +184,32 @@ def terminal(url: str, *arguments: str) -> Iterator[Terminal]:
         process.kill()
         process.wait()
         os.close(controller)
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+@pytest.mark.parametrize("argument", [[], [b"caf\xe9?"]])
+def test_bytes_that_are_no_text_are_told_as_such(echo_service, argument, locale):
+    """Fails when a question in another encoding gives a traceback, or an error about JSON."""
+    environment = {**os.environ, "PARLEY_URL": echo_service.url, "LC_ALL": locale}
+    done = subprocess.run(
+        [*COMMAND, "ask", *argument],
+        input=b"caf\xe9?",
+        capture_output=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"parley: {NO_TEXT}\n"
+
+
+def test_full_disk_is_one_line(echo_service):
+    """Fails when an answer that cannot be written ends in a traceback."""
+    environment = {**os.environ, "PARLEY_URL": echo_service.url}
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "ask", "hi"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, b"parley: No space left on device\n")
 
 
 def test_chat_answers_stops_clears_and_leaves(echo_service):

@@ -29,6 +29,8 @@ def chunk(text: str) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+END = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n' + DONE
+WHOLE = {"model": "m", "choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]}
 
 
 def pieces(server_url: str, **options: float) -> list[str]:
@@ -65,6 +67,52 @@ def test_service_refusal_is_raised_with_its_code_and_param(echo_service):
     with Client(echo_service.url) as client, pytest.raises(ParleyError) as caught:
         client.chat(HELLO, temperature="warm")
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_VALUE, "temperature")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_replica_that_stops_leaves_the_question_to_another(stream):
+    """Fails when a rollout fails questions although another replica behind the same address takes them."""
+    body = b'{"error": {"message": "Not ready: the service is stopping.", "code": "draining"}}'
+    refused = answers("503 Service Unavailable", body, more="Retry-After: 1\r\n")
+    taken = streams(chunk("yes") + END) if stream else answers("200 OK", json.dumps(WHOLE).encode())
+
+    def script(request: bytes, say: Say) -> None:
+        (refused if len(server.requests) == 1 else taken)(request, say)
+
+    with scripted(script) as server:
+        text = "".join(pieces(server.url)) if stream else Client(server.url, model="m").chat(HELLO).text
+        assert (text, len(server.requests)) == ("yes", 2)
+
+
+def test_service_that_only_stops_is_told():
+    """Fails when a client asks a service that stops again and again."""
+    body = b'{"error": {"message": "Not ready: the service is stopping.", "code": "draining"}}'
+    with scripted(answers("503 Service Unavailable", body)) as server, Client(server.url, model="m") as client:
+        with pytest.raises(ParleyError) as caught:
+            client.chat(HELLO)
+        assert (caught.value.code, len(server.requests)) == (ErrorCode.DRAINING, 2)
+
+
+def test_model_that_is_no_more_is_looked_up_anew():
+    """Fails when a chat that is open while its service gets another model is refused for ever."""
+    serves = "old"
+
+    def script(request: bytes, say: Say) -> None:
+        if b"/v1/models" in request:
+            answers("200 OK", json.dumps({"data": [{"id": serves}]}).encode())(request, say)
+        elif f'"model": "{serves}"'.encode() in request:
+            answers("200 OK", json.dumps(WHOLE).encode())(request, say)
+        else:
+            unknown = b'{"error": {"message": "The model does not exist.", "code": "model_not_found"}}'
+            answers("404 Not Found", unknown)(request, say)
+
+    with scripted(script) as server, Client(server.url) as client:
+        assert client.chat(HELLO).text == "yes"
+        serves = "new"
+        assert client.chat(HELLO).text == "yes"
+        with Client(server.url, model="old") as chosen, pytest.raises(ParleyError) as caught:
+            chosen.chat(HELLO)
+        assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
 
 
 def test_leaving_a_stream_stops_the_answer_on_the_server(echo_service):

@@ -94,7 +94,7 @@ def test_auto_uses_an_export_and_says_how_to_get_one(folder: ModelFolder) -> Non
     assert str(folder.path) not in without.reason
     place_export(folder.exports / "openvino")  # type: ignore[operator]
     assert choose("auto", folder, None).engine == "openvino"
-    assert choose("auto", folder, None, "int8").engine == "transformers"
+    assert choose("auto", folder, None, "int8").engine == "openvino"  # which makes the export at first use
     assert choose("auto", folder, None, "float16").engine == "transformers"
 
 

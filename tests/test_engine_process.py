@@ -81,6 +81,8 @@ async def test_a_closed_generator_cancels_its_job(engine: EngineProcess) -> None
 async def test_r04_r16_killed_or_frozen_it_fails_its_streams_and_comes_back(engine: EngineProcess, number: int) -> None:
     """Fails when clients of a dead or stopped engine wait for ever, or the engine stays away (R4, R16)."""
     tasks = [asyncio.create_task(answer(engine, "slow " + "word " * 400)) for _ in range(8)]
+    states = []
+    tasks[0].add_done_callback(lambda _: states.append(engine.health().state))
     await until(lambda: engine.health().running == 8)
     await asyncio.sleep(0.2)
     first = pid(engine)
@@ -88,6 +90,7 @@ async def test_r04_r16_killed_or_frozen_it_fails_its_streams_and_comes_back(engi
     for events in await asyncio.wait_for(asyncio.gather(*tasks), 10):
         assert isinstance(events[-1], Failure)
         assert events[-1].code is ErrorCode.ENGINE_UNAVAILABLE
+    assert states == [State.RESTARTING]  # or a client that comes back at once is told that it is ready, and refused
     await until(lambda: engine.health().state is State.READY and pid(engine) != first)
     assert engine.health().restarts == 1
     assert text_of(await answer(engine, "again")) == "again"
@@ -162,7 +165,9 @@ async def test_r01_r15_what_is_cut_by_the_end_of_the_grace_gets_an_error() -> No
     running = asyncio.create_task(answer(engine, "slow " + "word " * 400))
     await until(lambda: engine.health().running == 1)
     assert await engine.drain(0.2) == 1
-    assert isinstance((await running)[-1], Failure)
+    end = (await running)[-1]
+    assert isinstance(end, Failure)
+    assert (end.code, end.message) == (ErrorCode.DRAINING, "The service stopped before this answer was complete.")
 
 
 async def test_r17_a_model_that_cannot_be_loaded_is_told_and_not_tried_again() -> None:

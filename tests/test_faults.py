@@ -199,7 +199,7 @@ def test_r15_who_asks_twice_does_not_wait_for_the_grace() -> None:
             for _ in range(2):
                 tell_all(served)
                 time.sleep(2)  # more than what counts as the same stop, told twice
-            all_told([end.result(20) for end in ends], "engine_unavailable")
+            all_told([end.result(20) for end in ends], "draining")
         served.process.wait(30)
 
 
@@ -211,7 +211,7 @@ def test_r15_what_outlasts_the_grace_is_told() -> None:
         with readers(served, CROWD, LONG) as ends:
             began = time.monotonic()
             served.process.send_signal(signal.SIGTERM)
-            all_told([end.result(20) for end in ends], "engine_unavailable")
+            all_told([end.result(20) for end in ends], "draining")
         served.process.wait(30)
         ended = time.monotonic() - began
         print(f"\nR15: {CROWD} streams beyond a grace of {grace:g} s: all told, exit after {ended:.1f} s")

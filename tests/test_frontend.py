@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
-from parley.client import Client
+from parley.client import Client, ServiceHealth
 from parley.contract.chat import Message
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.contract.openai import PromptTokensDetails, Usage
@@ -28,9 +28,10 @@ from display import shown  # noqa: E402
 from downloads import as_csv, as_json, as_markdown  # noqa: E402
 from prices import Prices, dollars  # noqa: E402
 from session import Session  # noqa: E402
+from sessions import KEPT_SECONDS, MOST, Sessions  # noqa: E402
 from settings import Settings, SettingsError  # noqa: E402
 from sidebar import LEEWAY  # noqa: E402
-from standing import FRESH, Watch  # noqa: E402
+from standing import FRESH, Standing, Watch  # noqa: E402
 from trouble import advice  # noqa: E402
 
 ODD = "It costs $5 or $6.\nSay \"hi\", 'ho': <b>x</b> ![p](http://e/p.png) :red[r]\n\n```py\nprice = '$5'\n```\n日本 🦇"
@@ -500,8 +501,62 @@ def test_silent_service_is_no_answer_that_took_too_long(monkeypatch):
     monkeypatch.setattr("parley.client.HEALTH_TIMEOUT", 0.1)
     silent = threading.Event()
     with scripted(lambda _, __: silent.wait(30)) as server, Client(server.url) as client:
-        assert Watch(client).look().words == "The service does not answer in time."
+        watch = Watch(client)
+        while (words := watch.look().words) == "Asking":
+            pass
+        assert words == "The service does not answer in time."
         silent.set()
+
+
+def test_slow_service_does_not_hold_the_page():
+    """Fails when the page stands still, its answer and its buttons with it, while the standing is asked for."""
+    says = threading.Event()
+
+    class Slow:
+        def health(self):
+            says.wait(60)
+            return ServiceHealth(True, "ready", "")
+
+        def models(self):
+            return ["m"]
+
+    watch = Watch(Slow())
+    assert watch.look() == Standing(False, "Asking")
+    says.set()
+    while not watch.look().ready:
+        pass
+    assert watch.look() == Standing(True, "Ready", ["m"])
+
+
+class Silent:
+    """A backend that nobody asks anything."""
+
+
+def test_tab_finds_its_session_again_and_no_other():
+    """Fails when a reload loses the conversation, another tab gets it, or sessions pile up without end."""
+    sessions = Sessions()
+    mine, other = Session(Silent()), Session(Silent())
+    sessions.keep("mine", mine)
+    sessions.keep("other", other)
+    assert (sessions.find("mine"), sessions.find("other"), sessions.find("nobody")) == (mine, other, None)
+    for number in range(MOST - 1):
+        sessions.keep("mine", mine)
+        sessions.keep(str(number), Session(Silent()))
+    assert (sessions.find("mine"), sessions.find("other")) == (mine, None)
+    sessions.forget("mine")
+    assert sessions.find("mine") is None
+
+
+def test_session_that_nobody_shows_is_forgotten(monkeypatch):
+    """Fails when what people said stays in memory for as long as the page's server runs."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    sessions = Sessions()
+    sessions.keep("old", Session(Silent()))
+    now[0] = KEPT_SECONDS + 1
+    sessions.keep("new", Session(Silent()))
+    assert sessions.find("old") is None
+    assert sessions.find("new") is not None
 
 
 def test_stop_before_the_server_has_begun_reaches_it():

@@ -102,6 +102,15 @@ async def test_what_has_failed_does_not_hold_its_key(failed: tuple[Message, ...]
     assert (app.asked, mended.replayed) == (1, False)
 
 
+def test_a_header_that_shapes_the_answer_makes_another_request() -> None:
+    """Fails when a retry with another context policy is given the answer that the first one shaped."""
+    policies = (b"error", b"keep_recent", b"keep_recent")
+    scopes = [{**SCOPE, "headers": [*SCOPE["headers"], (b"x-context-policy", policy)]} for policy in policies]  # type: ignore[misc]
+    one, other, again = (Asked.by("", scope, b"{}") for scope in scopes)
+    assert one != other
+    assert other == again
+
+
 async def test_owners_do_not_share_their_keys() -> None:
     """Fails when one API key's answer is given to another, or is in its way."""
     recordings, app = Recordings(60), App({**STREAM, "headers": []}, body(b"x", more=False))

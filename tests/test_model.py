@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import socket
 import struct
 import subprocess
@@ -18,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from parley.engine.model import ModelError, resolve
+from parley.engine.launch import choose
+from parley.engine.model import POCKET, ModelError, resolve
 from tests.models_decoder import build_llama, build_phi3, build_qwen2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +114,8 @@ def test_a_failed_download_names_model_cause_and_way_out(tmp_path: Path, setting
     """Fails when a machine without the hub shows a traceback."""
     code = f"""
 from pathlib import Path
-from parley.engine.model import ModelError, resolve
+from parley.engine.launch import choose
+from parley.engine.model import POCKET, ModelError, resolve
 try:
     resolve("facebook/blenderbot-400M-distill", Path({str(tmp_path)!r}))
 except ModelError as error:
@@ -222,7 +225,8 @@ def test_a_download_that_fails_under_way_is_one_line(
     """Fails when a line that breaks is a traceback, or a user is not told that a licence has to be accepted."""
     code = f"""
 from pathlib import Path
-from parley.engine.model import ModelError, resolve
+from parley.engine.launch import choose
+from parley.engine.model import POCKET, ModelError, resolve
 try:
     resolve("owner/{name}", Path({str(tmp_path / "cache")!r}))
 except ModelError as error:
@@ -324,6 +328,17 @@ def test_a_missing_part_is_named(model: Path, tmp_path: Path, missing: str) -> N
     (model / missing).unlink()
     word = {"tokenizer.json": "tokenizer", "chat_template.jinja": "chat template"}.get(missing, missing)
     assert word in refusal(model, tmp_path)
+
+
+def test_an_export_stands_for_the_weights(tmp_path: Path) -> None:
+    """Fails when a folder that holds all that OpenVINO reads is refused, or one where it finds nothing is let in."""
+    folder = shutil.copytree(POCKET, tmp_path / "pocket")
+    (folder / "model.safetensors").unlink()
+    found = resolve(str(folder), tmp_path)
+    assert choose("auto", found, None).engine == "openvino"
+    for path in (folder / "openvino").iterdir():
+        path.rename(folder / path.name)
+    assert "no weights" in refusal(folder, tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 200, -1])

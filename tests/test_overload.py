@@ -336,6 +336,7 @@ def test_admission_refusals_change_nothing_and_say_when_to_return() -> None:
             door.enter("e")
         assert caught.value.code is ErrorCode.QUEUE_FULL
         assert caught.value.retry_after == 1.5  # three answers at a second each, two at a time
+    places[0].answered = True
     door.admission.leave(places[0], 10.0)  # answers take ten seconds here
     door.enter("e")
     with pytest.raises(ParleyError) as caught:
@@ -346,12 +347,29 @@ def test_admission_refusals_change_nothing_and_say_when_to_return() -> None:
 def test_admission_refuses_who_will_not_wait_that_long() -> None:
     """Fails when a client waits in a queue that it cannot outlast."""
     door = Door(1, 8)
-    door.admission.leave(door.enter("a"), 10.0)
+    first = door.enter("a")
+    first.answered = True
+    door.admission.leave(first, 10.0)
     door.enter("b")
     with pytest.raises(ParleyError) as caught:
         door.enter("c", patience=5.0)
     assert caught.value.code is ErrorCode.QUEUE_FULL
     door.enter("d", patience=15.0)
+
+
+def test_admission_learns_nothing_from_what_the_engine_did_not_take() -> None:
+    """Fails when refusals, which take no time, tell the next clients to come back at once."""
+    door = Door(1, 1)
+    slow = door.enter("a")
+    slow.answered = True
+    door.admission.leave(slow, 10.0)
+    for _ in range(50):
+        door.admission.leave(door.enter("refused", now=10.0), 10.0)
+    door.enter("b", now=10.0)
+    door.enter("c", now=10.0)
+    with pytest.raises(ParleyError) as caught:
+        door.enter("d", now=10.0)
+    assert caught.value.retry_after == 20.0
 
 
 def test_admission_lets_one_large_request_in_alone() -> None:

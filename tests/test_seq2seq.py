@@ -456,7 +456,7 @@ def test_int8_keeps_the_rules(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP")
 @pytest.mark.parametrize(
-    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+    ("own", "spins"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
 )
 def test_waiting_threads_soon_sleep(own: dict[str, str], spins: str) -> None:
     """Fails when torch is loaded before it is told: its threads then spin, and answers halt beside another program."""

@@ -99,6 +99,16 @@ def test_r17_a_misspelt_name_is_told(name: str, meant: str | None) -> None:
     assert str(caught.value) == f"{name} is not a setting" + (f"; did you mean {meant}?" if meant else "")
 
 
+def test_files_are_the_same_ones_for_a_worker_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails when a Bento's workers look inside the Bento for the keys, model or cache that `serve` was given."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"PARLEY_KEYS_FILE": "keys.toml", "PARLEY_MODEL": "model", "PARLEY_CACHE": "cache"}
+    assert Settings.from_env(given).placed() == {name: str(tmp_path / value) for name, value in given.items()}
+
+
 def test_every_setting_and_limit_is_read() -> None:
     """Fails when a variable has no field, or a limit's default replaces what was set."""
     settings = Settings.from_env(

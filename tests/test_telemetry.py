@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import requests
+from prometheus_client import CollectorRegistry
 
 from parley.api.observed import Observed
 from parley.engine.engine import Delta, Finish
-from parley.telemetry.record import Head, Progress
+from parley.telemetry.metrics import EngineMetrics, Load
+from parley.telemetry.record import Head, Progress, Record
 from tests.conftest import Served, serve
 from tests.scrape import only_record, scrape, total, until
 
@@ -215,6 +217,16 @@ def test_a_request_without_an_answer_is_told_by_its_error(echo_service: Served) 
         assert (record["status"], record["code"], record["route"]) == (status, code, route)
         assert "finish_reason" not in record
     assert "zebra" not in echo_service.log()
+
+
+def test_only_what_asked_for_an_answer_counts_as_turned_away() -> None:
+    """Fails when a page that lists the models while one is loaded makes an alarm ring for refused requests."""
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(registry, "m", lambda: Load(0, 0, False, 0))
+    for method, route in (("GET", "/v1/models"), ("GET", "/readyz"), ("POST", COMPLETIONS)):
+        metrics(Record(Head("id", method, route, 0.0), 0.1, 503, "engine_unavailable", None, ()))
+    labels = {"model_name": "m", "reason": "engine_unavailable"}
+    assert registry.get_sample_value("vllm:admission_rejections_total", labels) == 1
 
 
 def test_an_id_that_could_forge_a_line_is_replaced(echo_service: Served) -> None:

@@ -166,6 +166,13 @@ def test_nothing_is_exported_unless_it_is_asked_for() -> None:
     """Fails when a service that nobody told to export does it."""
     assert not exporter_is_set({"OTEL_SERVICE_NAME": "chat"})
     assert create_exporter({}) is None
+    assert not exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": ""})
+
+
+def test_an_empty_variable_is_one_that_is_not_set() -> None:
+    """Fails when a manifest that leaves a value empty keeps the service from starting, against OpenTelemetry's rule."""
+    empty = dict.fromkeys(["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER"], "")
+    assert exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318", **empty})
 
 
 def test_a_protocol_that_cannot_be_had_is_told_in_one_line() -> None:
@@ -207,9 +214,15 @@ def test_a_collector_may_take_one_kind_alone(monkeypatch: pytest.MonkeyPatch, le
     assert taken == {"/v1/metrics", "/v1/traces"} - {route}
 
 
-def test_a_missing_exporter_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_its_package(_: str) -> None:
+    """`find_spec` where the exporter's parent package is missing as well."""
+    raise ModuleNotFoundError("No module named 'opentelemetry.exporter'")
+
+
+@pytest.mark.parametrize("found", [lambda _: None, without_its_package])
+def test_a_missing_exporter_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
     """Fails when the advice installs something else: on the package index, our own name may be another project's."""
-    monkeypatch.setattr(exporter, "find_spec", lambda _: None)
+    monkeypatch.setattr(exporter, "find_spec", found)
     with pytest.raises(ExporterError) as error:
         exporter_is_set({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"})
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]

@@ -84,6 +84,14 @@ async def test_another_parley_is_an_upstream(echo_service: Served) -> None:
         assert [type(event) for event in events[:-1]] == [Delta] * (len(events) - 1)
 
 
+async def test_a_list_that_is_no_text_ends_the_start() -> None:
+    """Fails when a service waits for ever for an upstream that has answered, in another encoding than JSON's."""
+    latin = answers("200 OK", b'{"data": [{"id": "caf\xe9"}]}')
+    with scripted(latin) as upstream:
+        async with connected(upstream.url) as engine:
+            assert (engine.health().state, "lists no models" in engine.health().detail) == (State.FAILED, True)
+
+
 async def test_connections_are_used_again(echo_service: Served) -> None:
     """Fails when each answer pays for a connection of its own, because the end of the last one was not read."""
     port = int(echo_service.url.rpartition(":")[2])

@@ -87,6 +87,8 @@ def outcomes(front: Served, faulty: Faulty) -> dict[str, Outcome]:
         "no-done",
         "no-end",
         "drip-after-end",
+        "reset-after-end",
+        "cut-after-end",
         "uncounted",
         "comments",
         "busy-once",
@@ -111,6 +113,11 @@ def test_r14_an_answer_is_whole_however_it_comes(outcomes: dict[str, Outcome], m
         ("bad-request", 400, "invalid_value", 1),
         ("too-long", 400, "context_length_exceeded", 1),
         ("too-long-in-words", 400, "context_length_exceeded", 1),
+        ("too-long-flat", 400, "context_length_exceeded", 1),
+        ("too-long-sglang", 400, "context_length_exceeded", 1),
+        ("too-long-llama-cpp", 400, "context_length_exceeded", 1),
+        ("not-utf-8-refusal", 400, "invalid_value", 1),
+        ("silly-date", 503, "engine_unavailable", 3),
         ("unsupported", 400, "unsupported_parameter", 1),
         ("unprocessable", 400, "invalid_value", 1),
         ("unauthorized", 502, "upstream_refused", 1),
@@ -148,6 +155,9 @@ def test_r14_a_fault_before_the_first_byte_is_a_status(
     assert (outcome.status, outcome.error["code"], outcome.asked) == (status, code, asked)
 
 
+STRANGE_MODES = {"not-json", "not-utf-8", "surrogate", "wrong-types", "deep", "nan", "negative-usage", "endless-line"}
+
+
 @pytest.mark.parametrize(
     ("mode", "code"),
     [
@@ -177,6 +187,7 @@ def test_r14_a_fault_after_the_first_byte_is_an_error_frame_and_not_tried_again(
     """Fails when a cut answer looks whole, or a client gets the start of an answer twice."""
     outcome = outcomes[mode]
     assert (outcome.status, outcome.error["code"], outcome.asked) == (200, code, 1)
+    assert ("not a chat completion" in outcome.error["message"]) == (mode in STRANGE_MODES)
     assert "half an" in outcome.body
     assert "[DONE]" not in outcome.body
 

@@ -28,6 +28,8 @@ class Place:
     """Called once, when it gets its place in the batch; perhaps before `enter` returns."""
     started: float | None = None
     """When that was; None while it waits."""
+    answered: bool = False
+    """Whether it got any tokens. What the engine never took says nothing of how long answers take."""
 
 
 class Admission:
@@ -88,7 +90,8 @@ class Admission:
             self.waiting -= place.answers
         else:
             self.running -= place.answers
-            self._measure(now - place.started)
+            if place.answered:
+                self._measure(now - place.started)
         self._fill(now)
 
     def expected_wait(self, answers: int) -> float:

@@ -130,6 +130,7 @@ class Chat:
                     finally:
                         observed = [answer.observed for answer in answers]
                         spent.append(max(answer.prompt_tokens or 0 for answer in observed))
+                        place.answered = any(answer.tokens for answer in observed)
                         for answer in observed:
                             answer.close(self.served, place)
                             spent.append(answer.tokens)

@@ -182,8 +182,11 @@ class _Answer:
 def readyz(health: Health) -> JSONResponse:
     """`GET /readyz`: 200 when answers can be had, 503 with the reason when not."""
     ready = health.state is State.READY
+    headers = {} if ready else {HEADER: health.state.value}
+    if health.state is State.DRAINING:  # the next probe and the next question are for whoever comes after it
+        headers["connection"] = "close"
     body = Readiness(status=health.state.value, detail=health.detail, running=health.running).model_dump()
-    return JSONResponse(body, 200) if ready else JSONResponse(body, 503, {HEADER: health.state.value})
+    return JSONResponse(body, 200 if ready else 503, headers)
 
 
 async def _nothing() -> Message:

@@ -20,6 +20,7 @@ from parley.api.errors import ErrorResponse
 from parley.api.protocol import WRITE, refuse
 from parley.api.sse import DONE, KEEP_ALIVE, error_frame
 from parley.api.streamed import piece
+from parley.api.terms import POLICY_HEADER
 from parley.contract.errors import ErrorCode, ParleyError
 from parley.telemetry.record import current
 
@@ -37,7 +38,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What identifies a repeated request: its API key, its Idempotency-Key and a digest of its route and body."""
+    """What identifies a repeated request: its API key, its Idempotency-Key and a digest of all that shapes its answer:
+    its route, its context policy and its body."""
 
     owner: str
     key: str
@@ -50,13 +52,15 @@ class Asked:
         Raises:
             ParleyError: `INVALID_VALUE` for a key that is empty, too long, or no printable ASCII.
         """
-        key = Headers(scope=scope).get(HEADER)
+        headers = Headers(scope=scope)
+        key = headers.get(HEADER)
         if key is None:
             return None
         if not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
             message = f"{HEADER}: 1 to {LONGEST_KEY} printable ASCII characters are expected"
             raise ParleyError(ErrorCode.INVALID_VALUE, message, HEADER)
-        return cls(owner, key, hashlib.sha256(f"{scope['method']} {scope['path']}\n".encode() + body).digest())
+        shape = f"{scope['method']} {scope['path']}\n{headers.get(POLICY_HEADER, '')}\n"
+        return cls(owner, key, hashlib.sha256(shape.encode() + body).digest())
 
 
 class Recording:

@@ -56,7 +56,8 @@ def content_faults(folder: Path, encoder_decoder: bool) -> Faults:
 
 
 def _exported(folder: Path) -> bool:
-    return any(folder.glob("openvino*_model.xml"))
+    """Whether there is an OpenVINO export beside the weights, or in place of them."""
+    return any(folder.glob("openvino*/openvino_model.xml"))
 
 
 def _links(folder: Path) -> Faults:

@@ -80,6 +80,8 @@ def _automatic(folder: ModelFolder, device: str | None, dtype: str | None, insta
         return Choice("seq2seq", "an encoder-decoder model")
     if device not in (None, "cpu"):
         return Choice("transformers", f"OpenVINO serves on the CPU, and the device asked for is {device}")
+    if dtype == "int8":
+        return Choice("openvino", "int8 is OpenVINO's alone")
     if not installed("openvino"):
         return Choice("transformers", "openvino-genai is not installed")
     if dtype == "float16":

@@ -39,7 +39,9 @@ NUDGE_LOOKS = 20
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 LOADS_TRIED = 3
+ENDED = "the engine process ended and is being started again"
 DIED = "The engine process ended while it made this answer; it is being started again. Please retry."
+STOPPED = "The service stopped before this answer was complete."
 
 
 class EngineProcess:
@@ -139,7 +141,7 @@ class EngineProcess:
                 return
             pause = FIRST_PAUSE if time.monotonic() - began > 4 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             self._restarts += 1
-            self._enter(State.RESTARTING, "the engine process ended and is being started again")
+            self._enter(State.RESTARTING, ENDED)
             log.warning("the engine process ended; starting it again in %.2g s", pause)
             await asyncio.sleep(pause)
 
@@ -169,6 +171,8 @@ class EngineProcess:
             self._writer.close()
             self._writer = None
             self._process.kill()
+            if self._state is State.READY:
+                self._enter(State.RESTARTING, ENDED)
             self._fail_open_streams()
             status = await asyncio.to_thread(self._process.wait)
             self._end = self._end or _how_it_ended(status)
@@ -229,8 +233,10 @@ class EngineProcess:
         process.kill()
 
     def _fail_open_streams(self) -> None:
+        stopping = self._state is State.DRAINING
+        code, why = (ErrorCode.DRAINING, STOPPED) if stopping else (ErrorCode.ENGINE_UNAVAILABLE, DIED)
         for stream in self._streams.values():
-            stream.push(Failure(stream.id, ErrorCode.ENGINE_UNAVAILABLE, DIED))
+            stream.push(Failure(stream.id, code, why))
 
 
 def _how_it_ended(status: int) -> str:

@@ -39,14 +39,21 @@ def exporter_is_set(environ: Mapping[str, str]) -> bool:
     endpoint = environ.get(ENDPOINT)
     if not endpoint:
         return False
-    if (protocol := environ.get(PROTOCOL, HTTP)) != HTTP:
+    if (protocol := environ.get(PROTOCOL) or HTTP) != HTTP:
         raise ExporterError(f"{PROTOCOL}={protocol}: only {HTTP} is supported, which collectors take on port 4318")
     for name in (TRACES, METRICS):
-        if (kind := environ.get(name, OTLP)) not in (OTLP, NONE):
+        if (kind := environ.get(name) or OTLP) not in (OTLP, NONE):
             raise ExporterError(f"{name}={kind}: {OTLP} and {NONE} are supported")
-    if find_spec("opentelemetry.exporter") is None:
+    if not _installed():
         raise ExporterError(f"{ENDPOINT}={endpoint} needs an exporter: pip install '{PACKAGE}'")
     return True
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # of a package above it, such as another exporter's
+        return False
 
 
 class Exporter:

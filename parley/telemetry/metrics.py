@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from parley.contract.errors import ErrorCode
-from parley.telemetry.record import FINISH_REASONS, PROBES, AnswerRecord, Record
+from parley.telemetry.record import FINISH_REASONS, AnswerRecord, Record
 
 LABELS = ("model_name", "engine")
 
@@ -85,7 +85,8 @@ class EngineMetrics:
 
     def __call__(self, record: Record) -> None:
         """Takes one request in."""
-        if record.code in self._rejected and not record.answers and record.head.route not in PROBES:
+        # What is asked with GET, probes and lists, wants no place in the batch.
+        if record.code in self._rejected and not record.answers and record.head.method == "POST":
             self._rejected[record.code].inc()
         for answer in record.answers:
             self._count(answer)

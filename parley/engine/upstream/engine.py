@@ -209,8 +209,7 @@ class UpstreamEngine:
         """Reads an answer to its end, which is always a terminal event."""
         failure = ParleyError(ErrorCode.UPSTREAM_ERROR, BROKEN)
         try:
-            with translated():
-                await self._read(body, stream, ends)
+            await self._read(body, stream, ends)
         except Fault as fault:
             failure = fault.error
         except ParleyError as error:
@@ -225,8 +224,9 @@ class UpstreamEngine:
     async def _read(self, body: Body, stream: Stream, ends: float) -> None:
         reading = Reading(stream.id, self._address.key)
         try:
-            await self._read_all(body, stream, reading, ends)
-        except TimeoutError:
+            with translated():
+                await self._read_all(body, stream, reading, ends)
+        except Fault:
             if not reading.ended:
                 raise
         if not stream.ended:

@@ -44,6 +44,8 @@ _MESSAGES = {
     529: "The upstream is overloaded; please retry later.",
 }
 _LONGEST_RETRY_AFTER = 3600.0
+_TOO_LONG = ("maximum context length", "model's context length", "available context size")
+"""Words of vLLM's, SGLang's and llama.cpp's messages about a prompt that is too long."""
 
 
 class Fault(Exception):
@@ -101,9 +103,17 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     seconds = _number(headers.get("retry-after-ms"), 1000)
     if seconds is None:
         seconds = _number(headers.get("retry-after"), 1)
-    if seconds is None and (date := parsedate_tz(headers.get("retry-after", ""))):
-        seconds = mktime_tz(date) - now
+    if seconds is None:
+        seconds = _until(headers.get("retry-after", ""), now)
     return None if seconds is None else min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _until(date: str, now: float) -> float | None:
+    parts = parsedate_tz(date)
+    try:
+        return mktime_tz(parts) - now if parts else None
+    except (ValueError, OverflowError):  # a date that there is none of
+        return None
 
 
 def _number(text: str | None, divisor: int) -> float | None:
@@ -117,9 +127,10 @@ def _number(text: str | None, divisor: int) -> float | None:
 def _told(body: bytes) -> Told:
     try:
         content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Told()
-    return _converted(content.get("error") if isinstance(content, dict) else None)
+    # SGLang and older vLLM put the fields into the body itself.
+    return _converted(content.get("error", content) if isinstance(content, dict) else None)
 
 
 def _converted(error: Any) -> Told:
@@ -150,8 +161,8 @@ def _clients_fault(status: int, told: Told) -> ParleyError:
 
 
 def _known(told: Told) -> ErrorCode | None:
-    """OpenAI's code where it is one of ours too; vLLM says only in its message that a prompt is too long."""
-    if "maximum context length" in str(told.message):
+    """OpenAI's code where it is one of ours too; some say only in their message that a prompt is too long."""
+    if any(words in str(told.message) for words in _TOO_LONG):
         return ErrorCode.CONTEXT_LENGTH_EXCEEDED
     try:
         return ErrorCode(told.code)

@@ -58,5 +58,5 @@ def info_of(model: Listed) -> ModelInfo:
 def _models(listing: bytes | None) -> list[Listed]:
     try:
         return msgspec.json.decode(listing, type=_Listing).data if listing is not None else []
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []

@@ -100,7 +100,7 @@ class Reading:
         try:
             for data in self._events.feed(block):
                 self._take_event(data, pieces)
-        except (msgspec.DecodeError, EventTooLong, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, EventTooLong, RecursionError) as error:
             raise ParleyError(ErrorCode.UPSTREAM_ERROR, STRANGE) from error
         return Delta(self._id, "".join(pieces), len(pieces))
 
