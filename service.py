@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+from typing import Any
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 # Metrics are kept in memory: BentoML's folder of metric files is shared by, and emptied at the start of, every service.
@@ -131,7 +132,7 @@ class Parley:
             return ErrorResponse(error)  # type: ignore[return-value]  # likewise
 
 
-service = Parley
+service: Any = Parley  # `bentoml.service` made one of it
 service.add_asgi_middleware(
     Access, observer=lambda: app.state.observer, paths=lambda: service.openapi_spec.asdict()["paths"]
 )

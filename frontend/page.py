@@ -1,7 +1,6 @@
 """The page, whatever answers."""
 
 import os
-import secrets
 from collections.abc import Callable
 
 import streamlit as st
@@ -63,7 +62,7 @@ def _session(connect: Callable[[Settings], Backend], settings: Settings) -> Sess
     """This tab's session; after a reload the one that it had before, once the tab has told its name."""
     state, sessions = st.session_state, _sessions()
     if "session" not in state:
-        state.session, state.tab_name = Session(connect(settings)), secrets.token_urlsafe(16)
+        state.session, state.tab_name = Session(connect(settings)), tab.new_name()
     had = tab.kept_name()
     if had is not None and had != state.tab_name:
         sessions.forget(state.tab_name)

@@ -55,8 +55,10 @@ def show_actions(session: Session) -> None:
 def show_standing(watch: Watch, address: str) -> None:
     """Where the answers come from, and whether they can come now."""
     standing = watch.look()
-    colour, icon = ("green", "check_circle") if standing.ready else ("orange", "error")
-    st.badge(standing.words, icon=f":material/{icon}:", color=colour)
+    if standing.ready:
+        st.badge(standing.words, icon=":material/check_circle:", color="green")
+    else:
+        st.badge(standing.words, icon=":material/error:", color="orange")
     _show_fact("Model", ", ".join(standing.models) or "unknown")
     _show_fact("Address", address)
 

@@ -38,7 +38,7 @@ class Watch:
         self._backend = backend
         self._standing = Standing(False, "Asking")
         self._asking: Thread | None = None
-        self.forget()
+        self._asked = time.monotonic() - FRESH
 
     def look(self) -> Standing:
         """The last standing heard; what is older than `FRESH` is asked for anew, and waited for briefly."""

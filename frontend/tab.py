@@ -3,6 +3,9 @@
 `sessionStorage` is the tab's own: no other tab, page or link has what is in it, and it ends with the tab.
 """
 
+import re
+import secrets
+
 import streamlit as st
 
 _KEY = "tab"
@@ -24,7 +27,12 @@ _keeper = st.components.v2.component("parley.tab", js=_KEEPS)
 def kept_name() -> str | None:
     """The name that the tab had already when it was told another; None while it has said nothing."""
     name = st.session_state.get(_KEY, {}).get("name")
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[\w-]{22}", name) else None
+
+
+def new_name() -> str:
+    """A name that nobody can guess: who has it is shown the conversation."""
+    return secrets.token_urlsafe(16)
 
 
 def keep_name(name: str) -> None:

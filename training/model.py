@@ -99,9 +99,10 @@ class Model(nn.Module):
         self.shape = shape
         self.model = Decoder(shape)
         self.apply(_init)
-        for layer in self.model.layers:
-            for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                nn.init.normal_(out.weight, std=0.02 / (2 * shape.layers) ** 0.5)
+        for layer in self.modules():
+            if isinstance(layer, Layer):
+                for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    nn.init.normal_(out.weight, std=0.02 / (2 * shape.layers) ** 0.5)
 
     def forward(self, ids: Tensor, wanted: Tensor) -> Tensor:
         """ids: (batch, length); wanted: (batch, length) bool. Gives hidden states (number wanted, width)."""
@@ -124,7 +125,7 @@ class Model(nn.Module):
         """Compile what a step spends its time in, which needs a C++ compiler: a third faster on CPU."""
         for layer in self.model.layers:
             layer.compile(dynamic=True)
-        self._cross_entropy = torch.compile(self._cross_entropy, dynamic=True)
+        self._cross_entropy = torch.compile(self._cross_entropy, dynamic=True)  # type: ignore[method-assign]
 
     def _cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(x).float(), targets)

@@ -222,8 +222,7 @@ def _next_fact(talk: Talk, subject: Subject) -> str | None:
     values = talk.book.slots_of[subject.name]
     for fact in facts:
         answer = fact.answer(values)
-        value = values.get(fact.key, answer)
-        if answer and value not in talk.said and answer not in talk.said:
+        if answer and values.get(fact.key, answer) not in talk.said and answer not in talk.said:
             return answer
     return None
 
