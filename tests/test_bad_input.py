@@ -409,6 +409,7 @@ def test_a_schema_that_can_be_enforced_is_taken(schema: dict[str, Any]) -> None:
         {"type": "integer", "minimum": 2, "maximum": 1},
         {"type": "object", "required": ["a"]}, {"type": "integer", "enum": ["a"]}, {"items": False}, {"properties": []},
         {"anyOf": [{"type": "string", "maxLength": 900 + i} for i in range(5)]},
+        {"anyOf": [{"type": "array", "maxItems": 999, "items": {"const": i}} for i in range(11)]},
         {"type": "array", "minItems": None}, {"type": "array", "maxItems": None}, {"type": "integer", "minimum": None},
         {"type": "string", "minLength": None}, {"type": "string", "minLength": 1, "maxLength": None},
         {"type": "object", "properties": {"a": True}}, {"type": "string", "anyOf": [{"const": "a"}]}, {"required": "a"},

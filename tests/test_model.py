@@ -336,7 +336,11 @@ def test_an_export_stands_for_the_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     found = resolve(str(folder), tmp_path)
     assert choose("auto", found, None).engine == "openvino"
-    for path in (folder / "openvino").iterdir():
+    (folder / "openvino").rename(folder / "openvino-int8")
+    with pytest.raises(ModelError, match="no weights: set PARLEY_DTYPE=int8"):
+        choose("auto", found, None)
+    assert choose("auto", found, None, "int8").engine == "openvino"
+    for path in (folder / "openvino-int8").iterdir():
         path.rename(folder / path.name)
     assert "no weights" in refusal(folder, tmp_path)
 

@@ -380,3 +380,5 @@ def test_auto_says_why(folder: ModelFolder) -> None:
         choose("openvino", folder, None, installed=lambda _: False)
     with pytest.raises(ModelError, match="decoder-only"):
         choose("seq2seq", folder, None)
+    with pytest.raises(ModelError, match="OpenVINO serves on the CPU, and the device asked for is cuda"):
+        choose("openvino", folder, "cuda")

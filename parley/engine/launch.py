@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from parley.engine.inspection import has_safetensors
 from parley.engine.model import ModelError, ModelFolder
 from parley.engine.runner import Placement, Runner
 
@@ -69,6 +70,13 @@ def choose(
             f"PARLEY_ENGINE={asked}: {folder.name} is a decoder-only model; the engines for it are "
             "openvino and transformers"
         )
+    if choice.engine == "openvino" and device not in (None, "cpu"):
+        raise ModelError(
+            f"PARLEY_ENGINE={asked}: OpenVINO serves on the CPU, and the device asked for is {device}; "
+            "the engine for that is transformers"
+        )
+    if choice.engine == "transformers" and not has_safetensors(folder.path) and folder.exported("int8"):
+        raise ModelError(f"{folder.name} has an OpenVINO export at int8 and no weights: set PARLEY_DTYPE=int8")
     if not installed(choice.engine):
         library = LIBRARIES[choice.engine]
         raise ModelError(f"the {choice.engine} engine needs {library}, which is not installed: pip install {library}")
