@@ -84,6 +84,16 @@ async def test_another_parley_is_an_upstream(echo_service: Served) -> None:
         assert [type(event) for event in events[:-1]] == [Delta] * (len(events) - 1)
 
 
+async def test_an_upstream_that_does_not_answer_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails when a service with a wrong address waits without a word, or with one for each try."""
+    engine = UpstreamEngine(Address(f"http://127.0.0.1:{free_port()}/v1"), QUICK)
+    await engine.start()
+    await asyncio.sleep(1.5)  # tried several times by then
+    await engine.drain(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("/v1: The upstream cannot be reached; it is asked again")
+
+
 async def test_a_list_that_is_no_text_ends_the_start() -> None:
     """Fails when a service waits for ever for an upstream that has answered, in another encoding than JSON's."""
     latin = answers("200 OK", b'{"data": [{"id": "caf\xe9"}]}')

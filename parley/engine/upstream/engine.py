@@ -144,13 +144,16 @@ class UpstreamEngine:
         return True
 
     def _put_off(self, cause: str) -> None:
-        self._enter(self._state, f"{cause.rstrip('.')}; it is asked again")
+        detail = f"{cause.rstrip('.')}; it is asked again"
+        if detail != self._detail:  # once for each cause: it may be asked again for hours
+            print(f"parley: {self._address.url}: {detail}", file=sys.stderr, flush=True)
+        self._enter(self._state, detail)
 
     def _lose(self) -> None:
         """The upstream cannot be reached: nothing is sent to it until it can."""
         if self._state is State.READY:
             self._restarts += 1
-            self._enter(State.RESTARTING, "the upstream cannot be reached; it is asked again")
+            self._enter(State.RESTARTING, "The upstream cannot be reached; it is asked again")
             print("parley: the upstream cannot be reached", file=sys.stderr, flush=True)
             self._connecting = asyncio.create_task(self._connect(), name="upstream-connect")
 
