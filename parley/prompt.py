@@ -57,7 +57,11 @@ class Style(Protocol):
 
 
 class ChatTemplate:
-    """The model's own chat template; one without a place for a system message finds its text in the first user turn."""
+    """The model's own chat template; one without a place for a system message finds its text in the first user turn.
+
+    Raises:
+        ValueError: for a template that makes nothing of any conversation.
+    """
 
     reads_system = True
     policy: ContextPolicy = "drop_oldest_turns"
@@ -66,6 +70,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         user = Message("user", "Hello")
         alone, told = self._read([user]), self._read([Message("system", "Be brief."), user])
+        if not alone and not told:
+            raise ValueError("its chat template cannot be read, or makes nothing of a conversation: mend or replace it")
         self._folds = alone is not None and told in (None, alone)
 
     def _read(self, messages: Sequence[Message]) -> list[int] | None:

@@ -228,6 +228,13 @@ def test_messages_that_no_folding_mends_are_refused(chatml: Tokenizer, wrong: li
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_VALUE, "messages")
 
 
+@pytest.mark.parametrize("broken", ["{% for m in messages %}{{ m.content }", "", "{{ raise_exception('never') }}"])
+def test_a_template_that_makes_nothing_of_a_conversation_ends_the_start(chatml: Tokenizer, broken: str) -> None:
+    """Fails when a service with a broken template says that it is ready, and blames each client for its messages."""
+    with pytest.raises(ValueError, match="its chat template cannot be read"):
+        builder(templated(chatml, broken), 500)
+
+
 def test_a_template_that_passes_over_a_system_message_finds_it_in_the_first_turn(chatml: Tokenizer) -> None:
     """Fails when a system message, the operator's persona too, is lost without a word, as Phi-3-medium's does it."""
     silent = templated(chatml, "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}" + CHATML)
