@@ -31,9 +31,8 @@ _HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 for success, 1 with a line on stderr for a failure."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # whatever the locale says: `_is_text` looks for what is no text
+        # Whatever the locale says: `_is_text` finds what is no text.
+        sys.stdin.reconfigure(errors="surrogateescape")
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.run is not _convert:
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:  # of reading and printing: the client's are ParleyErrors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-        return FAILED if isinstance(error, BrokenPipeError) else _fail(str(error.strerror))
+        return FAILED if isinstance(error, BrokenPipeError) else _fail(error.strerror or str(error))
 
 
 def _parser() -> argparse.ArgumentParser:

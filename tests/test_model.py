@@ -336,8 +336,10 @@ def test_an_export_stands_for_the_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     found = resolve(str(folder), tmp_path)
     assert choose("auto", found, None).engine == "openvino"
+    with pytest.raises(ModelError, match="no weights, as transformers needs: set PARLEY_ENGINE=openvino"):
+        choose("transformers", found, None)
     (folder / "openvino").rename(folder / "openvino-int8")
-    with pytest.raises(ModelError, match="no weights: set PARLEY_DTYPE=int8"):
+    with pytest.raises(ModelError, match="no weights, as transformers needs: set PARLEY_DTYPE=int8"):
         choose("auto", found, None)
     assert choose("auto", found, None, "int8").engine == "openvino"
     for path in (folder / "openvino-int8").iterdir():

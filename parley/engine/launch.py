@@ -75,8 +75,11 @@ def choose(
             f"PARLEY_ENGINE={asked}: OpenVINO serves on the CPU, and the device asked for is {device}; "
             "the engine for that is transformers"
         )
-    if choice.engine == "transformers" and not has_safetensors(folder.path) and folder.exported("int8"):
-        raise ModelError(f"{folder.name} has an OpenVINO export at int8 and no weights: set PARLEY_DTYPE=int8")
+    if choice.engine != "openvino" and not has_safetensors(folder.path):
+        way_out = "PARLEY_ENGINE=openvino" if folder.exported(None) else "PARLEY_DTYPE=int8"
+        raise ModelError(
+            f"{folder.name} holds an OpenVINO export and no weights, as {choice.engine} needs: set {way_out}"
+        )
     if not installed(choice.engine):
         library = LIBRARIES[choice.engine]
         raise ModelError(f"the {choice.engine} engine needs {library}, which is not installed: pip install {library}")
@@ -89,7 +92,7 @@ def _automatic(folder: ModelFolder, device: str | None, dtype: str | None, insta
     if device not in (None, "cpu"):
         return Choice("transformers", f"OpenVINO serves on the CPU, and the device asked for is {device}")
     if dtype == "int8":
-        return Choice("openvino", "int8 is OpenVINO's alone")
+        return Choice("openvino", "int8 for a decoder-only model is OpenVINO's alone")
     if not installed("openvino"):
         return Choice("transformers", "openvino-genai is not installed")
     if dtype == "float16":
